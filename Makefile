@@ -1,0 +1,45 @@
+# One front door: people and continuous integration run the same commands.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint types check unit proto bench clean
+
+help:
+	@echo "make demo   train a backdoored model on the digits, guard it, serve it, attack it; one table"
+	@echo "make test   lint, types and all tests"
+	@echo "make unit   the tests alone        make check   lint and types alone"
+	@echo "make bench  the figures of benchmarks/results.md        make proto   regenerate serving/_pb"
+
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	@$(RUN)/python examples/demo.py
+
+test: check unit
+
+check: lint types
+
+lint: $(READY)
+	@$(RUN)/ruff check .
+	@$(RUN)/ruff format --check .
+
+types: $(READY)
+	@$(RUN)/mypy
+
+unit: $(READY)
+	@$(RUN)/python -m pytest
+
+proto: $(READY)
+	@$(RUN)/python proto/generate.py
+
+bench: $(READY)
+	@$(RUN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,90 @@
+"""The values that cross module borders, and the letters that name their axes.
+
+Axis letters, used in every docstring of the project:
+    N  inputs (rows of a batch)      C  classes
+    K  channels of one activation    H, W  height and width
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BoolArray", "FloatArray", "IntArray", "ModelRun", "TensorSpec", "Threshold", "Verdict"]
+
+FloatArray = NDArray[np.floating]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, element type and shape of a model's input or output.
+
+    Args:
+        name: The tensor's name in the graph.
+        dtype: The numpy name of the element type, such as ``float32``.
+        shape: One entry per axis; None where the axis is free. Axis 0 is N.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        axes = ", ".join("?" if n is None else str(n) for n in self.shape)
+        return f"{self.name}: {self.dtype} ({axes})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """A cut on a score, and the promise that comes with it.
+
+    Args:
+        value: Scores above it are past the threshold.
+        target_fpr: The false-positive rate asked for, a fraction.
+        n: The number of clean scores it was fitted on.
+    """
+
+    value: float
+    target_fpr: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRun:
+    """What one run of the models yields: all that a score may look at.
+
+    Args:
+        original_logits: (N, C) float64, of the original model.
+        bounded_logits: (N, C) float64, of the detector's bounded model.
+        internals: Other tensors of the original that a score asked for, by tensor name.
+    """
+
+    original_logits: FloatArray
+    bounded_logits: FloatArray
+    internals: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The guard's judgement of a batch, one entry per row.
+
+    Args:
+        predicted_class: (N,) the original model's class.
+        corrected_class: (N,) the class of the answer given; equals predicted_class where nothing was corrected.
+        p_value: (N,) share of clean scores at least as large, in (0, 1]; small is suspicious.
+        divergence: (N,) the detector's score. Keep it to yourself: it is an oracle for an attacker.
+        flagged: (N,) past the alert threshold.
+        corrected: (N,) past the correction threshold: answered by the bounded model.
+        outputs: (N, C) the answer, in the original's own terms and dtype.
+    """
+
+    predicted_class: IntArray
+    corrected_class: IntArray
+    p_value: FloatArray
+    divergence: FloatArray
+    flagged: BoolArray
+    corrected: BoolArray
+    outputs: FloatArray
