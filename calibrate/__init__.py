@@ -1,0 +1,1 @@
+"""Offline half of Trigger Guard: from an ONNX model and clean samples to a bundle."""

@@ -1,0 +1,1 @@
+"""Ways to learn activation bounds, one file each; every one maps a BoundsProblem to ActivationBounds."""

@@ -1,0 +1,84 @@
+"""What is bounded and by how much: the values that bounds methods take and give."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import onnx
+
+from guard.types import FloatArray, IntArray
+
+__all__ = ["ActivationBounds", "BoundsProblem", "Progress", "Rows", "Site"]
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total); it draws, the caller computes."""
+
+
+class Rows(Protocol):
+    """Model-ready inputs that are made when they are asked for, so that memory stays flat."""
+
+    def __len__(self) -> int:
+        """Return N."""
+        ...
+
+    def __getitem__(self, rows: slice) -> FloatArray:
+        """Return the model-ready inputs of these rows, shape (n, ...)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One activation that can be bounded: the output of an activation function.
+
+    Args:
+        tensor: The tensor's name in the graph.
+        function: The activation function, as ONNX names it (``Relu``, ``Clip``, ``HardSwish``, ``Gelu`` ...).
+        shape: One entry per axis, None where free; axis 0 is N.
+        channel_axis: The axis of K.
+    """
+
+    tensor: str
+    function: str
+    shape: tuple[int | None, ...]
+    channel_axis: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationBounds:
+    """An upper bound for every site: each activation x becomes min(x, upper).
+
+    Args:
+        method: The name of the method that learned them.
+        settings: The method's settings and what it chose, as JSON can hold them.
+        upper: Per site tensor an array that broadcasts against the activation: shape () for one bound per
+            site, (1, K, 1, 1) per channel, (1, K, H, W) per neuron.
+    """
+
+    method: str
+    settings: Mapping[str, object]
+    upper: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundsProblem:
+    """All that a bounds method may look at.
+
+    Args:
+        model: The original.
+        logits: The name of the tensor (N, C) that holds the logits.
+        sites: The activations to bound, in the order in which the graph computes them.
+        inputs: The bounds set, model-ready, in random order.
+        labels: (N,) classes of the bounds set; the original's own predictions where no labels were given.
+        max_accuracy_drop: The clean accuracy that bounding may cost, a fraction.
+        seed: For whatever the method draws at random.
+        progress: Told how far the work is.
+    """
+
+    model: onnx.ModelProto
+    logits: str
+    sites: Sequence[Site]
+    inputs: Rows
+    labels: IntArray
+    max_accuracy_drop: float
+    seed: int
+    progress: Progress
