@@ -1,0 +1,96 @@
+"""From pixels to what a model takes: scale, normalise, lay out, cast."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import InputError
+from guard.types import TensorSpec
+
+__all__ = ["ImageShape", "Pixels", "Preprocessing", "image_shape", "lay_out", "preprocess"]
+
+Pixels = NDArray[np.uint8]
+
+_DECODABLE_CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageShape:
+    """The channels, height and width that a model takes; None where free."""
+
+    channels: int | None
+    height: int | None
+    width: int | None
+
+    def __str__(self) -> str:
+        height, width = ("free" if n is None else str(n) for n in (self.height, self.width))
+        return f"height {height}, width {width}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How pixels become a model's input: (pixel / scale - mean) / std, laid out.
+
+    Args:
+        scale: What pixels are divided by.
+        mean: Subtracted after scaling: one value, or one per channel.
+        std: Divided by after that: one value, or one per channel.
+        layout: The order of the model's axes.
+    """
+
+    scale: float = 255.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: Literal["nchw", "nhwc"] = "nchw"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be divided by."""
+        if not all(math.isfinite(x) and x > 0 for x in (self.scale, *self.std)):
+            raise InputError(f"scale {self.scale} and std {self.std} must be finite and positive; correct them")
+        if not all(math.isfinite(x) for x in self.mean):
+            raise InputError(f"mean {self.mean} must be finite; correct it")
+        if self.layout not in ("nchw", "nhwc"):
+            raise InputError(f"layout {self.layout!r} is unknown; use 'nchw' or 'nhwc'")
+
+
+def image_shape(spec: TensorSpec, layout: Literal["nchw", "nhwc"]) -> ImageShape:
+    """Read channels, height and width off a model's input.
+
+    Raises:
+        InputError: The input is no batch of images in this layout.
+    """
+    if len(spec.shape) != 4:
+        raise InputError(f"the model's input {spec} is no batch of images; give model-ready arrays in an .npz or .npy")
+    _, *axes = spec.shape
+    channels, height, width = axes if layout == "nchw" else (axes[2], axes[0], axes[1])
+    other = axes[2] if layout == "nchw" else axes[0]
+    if channels not in (None, *_DECODABLE_CHANNELS) and other in _DECODABLE_CHANNELS:
+        raise InputError(
+            f"the model's input {spec} has {channels} channels in layout {layout}; "
+            f"use layout {'nhwc' if layout == 'nchw' else 'nchw'}"
+        )
+    return ImageShape(channels=channels, height=height, width=width)
+
+
+def preprocess(pixels: Pixels, preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return (pixel / scale - mean) / std, laid out for the model.
+
+    Args:
+        pixels: (n, H, W, channels).
+        preprocessing: What to do.
+        dtype: The model's floating-point type. Computed in float32 at least, as frameworks do it.
+    """
+    working = np.result_type(np.float32, dtype)
+    values = pixels.astype(working)
+    values /= working.type(preprocessing.scale)
+    values -= np.asarray(preprocessing.mean, dtype=working)
+    values /= np.asarray(preprocessing.std, dtype=working)
+    return lay_out(values, preprocessing.layout, dtype)
+
+
+def lay_out(values: NDArray[Any], layout: Literal["nchw", "nhwc"], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Bring (n, H, W, channels) into the model's layout and type."""
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if layout == "nchw" else values, dtype=dtype)
