@@ -5,13 +5,12 @@ Axis letters, used in every docstring of the project:
     K  channels of one activation    H, W  height and width
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BoolArray", "FloatArray", "IntArray", "ModelRun", "TensorSpec", "Threshold", "Verdict"]
+__all__ = ["Answers", "BoolArray", "FloatArray", "IntArray", "ModelRun", "TensorSpec", "Threshold", "Verdict"]
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.int64]
@@ -53,18 +52,24 @@ class Threshold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRun:
-    """What one run of the models yields: all that a score may look at.
+class Answers:
+    """What one model says of a batch.
 
     Args:
-        original_logits: (N, C) float64, of the original model.
-        bounded_logits: (N, C) float64, of the detector's bounded model.
-        internals: Other tensors of the original that a score asked for, by tensor name.
+        outputs: (N, C) the model's output as it leaves the graph, logits or probabilities, in its own dtype.
+        logits: (N, C) float64, up to a constant per row.
     """
 
-    original_logits: FloatArray
-    bounded_logits: FloatArray
-    internals: Mapping[str, FloatArray]
+    outputs: FloatArray
+    logits: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRun:
+    """What one run of both models yields: all that a score may look at."""
+
+    original: Answers
+    bounded: Answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,170 @@
+"""A model that runs: the protocol the guard relies on, and its one implementation on onnxruntime."""
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from guard.errors import InputError, ModelError
+from guard.types import TensorSpec
+
+__all__ = ["CPU", "CUDA", "Model", "OrtModel", "check_inputs"]
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_ERROR_LEVEL = 3
+
+
+class Model(Protocol):
+    """One input in, named tensors out."""
+
+    @property
+    def input(self) -> TensorSpec:
+        """The one input; axis 0 is N and always free."""
+        ...
+
+    def run(self, inputs: NDArray[np.generic], names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
+        """Return the named outputs for these inputs, row for row.
+
+        Args:
+            inputs: (N, ...) as the input's spec says.
+            names: Names of graph outputs.
+
+        Raises:
+            InputError: The inputs do not fit the spec.
+            ModelError: The run failed.
+        """
+        ...
+
+
+class OrtModel:
+    """An ONNX model in an onnxruntime session.
+
+    Args:
+        model: The serialised model.
+        label: What to call it in errors, such as ``original``.
+        threads: Threads of one run; by default as many as this process may use.
+        provider: The execution provider; the CPU also serves what a GPU provider lacks.
+
+    Raises:
+        ModelError: onnxruntime refuses the model or the provider.
+    """
+
+    def __init__(self, model: bytes, *, label: str, threads: int | None = None, provider: str = CPU) -> None:
+        self._label = label
+        self._session = _open_session(model, label, threads or len(os.sched_getaffinity(0)), provider)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            names = ", ".join(i.name for i in inputs)
+            raise ModelError(f"the {label} model has {len(inputs)} inputs ({names}); a guarded model has one")
+        spec = _spec(inputs[0])
+        self._batch = spec.shape[0] if spec.shape else None
+        self._input = TensorSpec(name=spec.name, dtype=spec.dtype, shape=(None, *spec.shape[1:]))
+        self._outputs = tuple(_spec(o) for o in self._session.get_outputs())
+
+    @property
+    def input(self) -> TensorSpec:
+        """The one input. A fixed batch axis is shown as free: runs are cut and padded to fit it."""
+        return self._input
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs as it declares them."""
+        return self._outputs
+
+    def run(self, inputs: NDArray[np.generic], names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
+        """Return the named outputs for these inputs, row for row (see Model.run)."""
+        check_inputs(inputs, self._input)
+        if self._batch is None:
+            return self._run(inputs, names)
+        pieces = [
+            self._run(_padded(inputs[i : i + self._batch], self._batch), names)
+            for i in range(0, len(inputs), self._batch)
+        ]
+        return tuple(np.concatenate(parts)[: len(inputs)] for parts in zip(*pieces, strict=True))
+
+    def _run(self, inputs: NDArray[np.generic], names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
+        try:
+            return tuple(self._session.run(list(names), {self._input.name: inputs}))
+        except _ORT_ERRORS as error:
+            raise ModelError(f"the {self._label} model failed to run: {_first_line(error)}") from error
+
+
+def check_inputs(inputs: NDArray[np.generic], spec: TensorSpec) -> None:
+    """Refuse inputs that are not what the spec says.
+
+    Raises:
+        InputError: Wrong dtype or shape, no rows, NaN or infinity.
+    """
+    if inputs.dtype != np.dtype(spec.dtype):
+        raise InputError(f"input {spec.name} has dtype {inputs.dtype}; the model takes {spec.dtype}")
+    fits = inputs.ndim == len(spec.shape) and all(
+        want in (None, got) for want, got in zip(spec.shape, inputs.shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"input {spec.name} has shape {inputs.shape}; the model takes {spec}")
+    if inputs.size == 0:
+        raise InputError(f"input {spec.name} has shape {inputs.shape}, which holds no values; send at least one row")
+    if np.issubdtype(inputs.dtype, np.inexact) and not np.isfinite(inputs).all():
+        bad = np.flatnonzero(~np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1))
+        raise InputError(
+            f"input {spec.name} holds NaN or infinity in {len(bad)} of {len(inputs)} rows, the first is row {bad[0]};"
+            " only finite values can be judged"
+        )
+
+
+def _open_session(model: bytes, label: str, threads: int, provider: str) -> ort.InferenceSession:
+    if provider not in ort.get_available_providers():
+        raise ModelError(f"onnxruntime has no {provider} here; it has {', '.join(ort.get_available_providers())}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Two sessions that spin while idle would burn the cores that the other one needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = _ERROR_LEVEL
+    try:
+        session = ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU])))
+    except _ORT_ERRORS as error:
+        raise ModelError(f"onnxruntime cannot load the {label} model: {_first_line(error)}") from error
+    if provider not in session.get_providers():
+        raise ModelError(
+            f"onnxruntime could not start {provider} for the {label} model and would run it on the CPU;"
+            " install the provider's libraries, or choose the CPU"
+        )
+    return session
+
+
+def _spec(node: ort.NodeArg) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise ModelError(f"tensor {node.name} has type {node.type}; a guarded model takes and gives numeric tensors")
+    shape = tuple(axis if isinstance(axis, int) and axis > 0 else None for axis in node.shape)
+    return TensorSpec(name=node.name, dtype=_DTYPES[node.type], shape=shape)
+
+
+def _padded(inputs: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
+    missing = batch - len(inputs)
+    return np.concatenate([inputs, np.repeat(inputs[-1:], missing, axis=0)]) if missing else inputs
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    state = ort.capi.onnxruntime_pybind11_state
+    found = [v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)]
+    return (*found, RuntimeError, ValueError)
+
+
+_ORT_ERRORS = _ort_errors()

@@ -1,0 +1,119 @@
+"""The decision's arithmetic: margins, scores and corrected answers, as pure functions on arrays.
+
+Read it beside Wang et al., "Improved Activation Clipping for Universal Backdoor Mitigation and Test-Time Detection"
+(arXiv 2308.04617): ``divergence`` is their test-time statistic, ``correct`` their correction with a second,
+gentler step below the alert threshold.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from guard.types import Answers, BoolArray, FloatArray, IntArray, ModelRun
+
+__all__ = [
+    "SCORES",
+    "Score",
+    "correct",
+    "divergence",
+    "logits_from_probabilities",
+    "margin",
+    "predicted_class",
+    "softmax",
+]
+
+Score = Callable[[ModelRun], FloatArray]
+"""Maps what one run of the models yields to (N,) float64: the larger, the more suspicious."""
+
+
+def margin(logits: FloatArray, classes: IntArray) -> FloatArray:
+    """Return how far each row's class leads the best other class, m(x; t) = h_t(x) - max_{j != t} h_j(x).
+
+    Args:
+        logits: (N, C).
+        classes: (N,) the class t of each row.
+
+    Returns:
+        (N,) margins, negative where another class leads.
+    """
+    rows = np.arange(len(logits))
+    others = logits.copy()
+    others[rows, classes] = -np.inf
+    return np.asarray(logits[rows, classes] - others.max(axis=1))
+
+
+def divergence(run: ModelRun) -> FloatArray:
+    """Return how much of the original's margin the bounded model loses, d(x) = m_f(x; y) - m_g(x; y).
+
+    Both margins are for y, the class that the original predicts. Where either is no finite number the divergence is
+    infinite: what cannot be judged is never let through.
+
+    Returns:
+        (N,) divergences.
+    """
+    classes = predicted_class(run.original.logits)
+    with np.errstate(invalid="ignore"):
+        gap = margin(run.original.logits, classes) - margin(run.bounded.logits, classes)
+    return np.where(np.isfinite(gap), gap, np.inf)
+
+
+SCORES: Mapping[str, Score] = MappingProxyType({"divergence": divergence})
+"""Every score a bundle may name."""
+
+
+def predicted_class(logits: FloatArray) -> IntArray:
+    """Return (N,) the class with the largest logit; a row that holds NaN counts from its numbers."""
+    return np.asarray(np.where(np.isnan(logits), -np.inf, logits).argmax(axis=1), dtype=np.int64)
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Return (N, C) probabilities; a class at minus infinity gets none."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def logits_from_probabilities(probabilities: FloatArray) -> FloatArray:
+    """Return (N, C) float64 logits: the logarithm, which equals them up to a constant per row.
+
+    Margins do not see that constant. Probabilities that underflowed to zero count as the smallest positive number of
+    their dtype.
+    """
+    smallest = np.finfo(probabilities.dtype).smallest_subnormal
+    return np.log(np.maximum(probabilities, smallest).astype(np.float64))
+
+
+def correct(run: ModelRun, *, corrected: BoolArray, excluded: BoolArray, probabilities: bool) -> Answers:
+    """Answer for each row: the original's own row, or the bounded model's where the row is to be corrected.
+
+    A bounded model that still names the original's class is not believed where ``excluded``: that class is ruled out
+    (arXiv 2308.04617, MMDF), so its entry becomes the row's minimum, or zero with the rest renormalised.
+
+    Args:
+        run: Both models' answers.
+        corrected: (N,) rows to answer with the bounded model.
+        excluded: (N,) rows, among those corrected, whose predicted class is ruled out.
+        probabilities: Whether outputs are probabilities rather than logits.
+
+    Returns:
+        The outputs (N, C), in the original's dtype, and the logits they follow from.
+    """
+    outputs, logits = run.original.outputs.copy(), run.original.logits.copy()
+    outputs[corrected], logits[corrected] = run.bounded.outputs[corrected], run.bounded.logits[corrected]
+    rows = np.flatnonzero(corrected & excluded)
+    classes = predicted_class(run.original.logits)[rows]
+    logits[rows, classes] = -np.inf
+    if probabilities:
+        outputs[rows] = softmax(logits[rows])
+    else:
+        outputs[rows, classes] = _below_the_others(outputs[rows], classes)
+    return Answers(outputs=outputs, logits=logits)
+
+
+def _below_the_others(outputs: FloatArray, classes: IntArray) -> FloatArray:
+    """Return for each row the minimum, or one step less where all others are tied at it."""
+    lowest = outputs.min(axis=1)
+    others = outputs.copy()
+    others[np.arange(len(outputs)), classes] = -np.inf
+    tied = others.max(axis=1) <= lowest
+    return np.asarray(np.where(tied, np.nextafter(lowest, np.array(-np.inf, dtype=lowest.dtype)), lowest))

@@ -1,0 +1,1 @@
+"""Online half of Trigger Guard: the Open Inference Protocol in front of a guard."""
