@@ -2,6 +2,7 @@
 
 import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ __all__ = ["Arrays", "check_pixels", "is_array_file", "load_arrays", "model_read
 _NPY, _ZIP = b"\x93NUMPY", b"PK"
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, MemoryError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
 )
 
 
@@ -66,7 +67,7 @@ def load_arrays(path: Path, *, n_classes: int) -> Arrays:
             f"{path} cannot be read ({reason}); save plain arrays with numpy.savez or numpy.save"
         ) from error
     if not isinstance(held.get("inputs"), np.ndarray):
-        names = ", ".join(held) or "nothing"
+        names = ", ".join(map(repr, held)) or "nothing"
         raise InputError(f"{path} holds {names}, but no array `inputs`; save one of shape (N, ...)")
     inputs = held["inputs"]
     if inputs.ndim == 0 or inputs.size == 0:

@@ -171,7 +171,7 @@ def _labels(path: Path, images: list[Parts], folders: set[Parts], n_classes: int
     depth = _common_depth(images, folders)
     loose = ["/".join(p) for p in images if len(p) == depth + 1]
     if loose:
-        raise InputError(f"{path}: {loose[0]} lies in no class folder; move it into the folder of its class")
+        raise InputError(f"{path}: {loose[0]!r} lies in no class folder; move it into the folder of its class")
     classes = sorted({p[depth] for p in images} | {p[depth] for p in folders if len(p) > depth})
     _check_classes(path, classes, n_classes)
     ranks = {name: rank for rank, name in enumerate(classes)}
@@ -181,7 +181,7 @@ def _labels(path: Path, images: list[Parts], folders: set[Parts], n_classes: int
 def _common_depth(images: list[Parts], folders: Collection[Parts]) -> int:
     """Count the leading folders that everything shares, such as ``dataset/`` around the class folders."""
     depth = 0
-    while all(len(p) > depth + 2 for p in images):
+    while any(len(p) > depth + 2 for p in images):
         if len({p[depth] for p in chain(images, folders) if len(p) > depth}) > 1:
             break
         depth += 1
@@ -190,7 +190,7 @@ def _common_depth(images: list[Parts], folders: Collection[Parts]) -> int:
 
 def _check_classes(path: Path, classes: list[str], n_classes: int) -> None:
     if len(classes) != n_classes:
-        some = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        some = ", ".join(map(repr, classes[:5])) + (", ..." if len(classes) > 5 else "")
         raise InputError(
             f"{path} has {len(classes)} class folders ({some}), the model has {n_classes} classes; "
             "give one folder per class, empty where there are no images"

@@ -73,7 +73,7 @@ def read_images(images: ImageSet, rows: IntArray, *, shape: ImageShape, progress
         else:
             _paste(_fit(pixels, shape, name=name), canvas, at=at, n=len(rows), name=name)
         progress("read images", done, len(rows))
-    _check_failures([f"{images.names[rows[at]]} ({why})" for at, why in failures.items()], n=len(rows))
+    _check_failures([f"{images.names[rows[at]]!r} ({why})" for at, why in failures.items()], n=len(rows))
     kept = np.setdiff1d(np.arange(len(rows)), list(failures))
     return ReadImages(
         pixels=canvas[0][kept] if failures else canvas[0],
@@ -109,7 +109,7 @@ def _fit(pixels: Pixels, shape: ImageShape, *, name: str) -> Pixels:
     if (shape.height or height, shape.width or width) == (height, width):
         return pixels
     if shape.height is None or shape.width is None:
-        raise InputError(f"{name} is {height} x {width}, the model takes {shape}; resize the images to fit")
+        raise InputError(f"{name!r} is {height} x {width}, the model takes {shape}; resize the images to fit")
     return _resize(pixels, shape.height, shape.width)
 
 
@@ -129,6 +129,7 @@ def _decode_or_explain(images: ImageSet, index: int, channels: int) -> Pixels | 
 
 def _decode(data: bytes, channels: int) -> Pixels:
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # odd metadata: the pixels are whole, or loading fails
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.mode[0] in "IF":
@@ -143,7 +144,7 @@ def _paste(pixels: Pixels, canvas: list[Pixels], *, at: int, n: int, name: str) 
     if canvas[0].shape[1:] != pixels.shape:
         sizes = [f"{shape[0]} x {shape[1]}" for shape in (pixels.shape, canvas[0].shape[1:])]
         raise InputError(
-            f"{name} is {sizes[0]}, others are {sizes[1]}, and the model leaves the size free: "
+            f"{name!r} is {sizes[0]}, others are {sizes[1]}, and the model leaves the size free: "
             "all images must share one size; resize them"
         )
     canvas[0][at] = pixels
