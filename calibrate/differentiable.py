@@ -1,0 +1,175 @@
+"""An ONNX graph as a differentiable torch function."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import onnx
+import torch
+from onnx import inliner
+from torch import Tensor
+
+from calibrate.operators import OPERATORS, TORCH_TYPES, Node, find_obstacle, read_node, read_tensor
+from guard.errors import CalibrationError, InputError
+
+__all__ = ["Change", "DifferentiableModel"]
+
+Change = Callable[[Tensor], Tensor]
+"""Put on a tensor right after it is made; every consumer sees what it returns."""
+
+_NO_CHANGES: Mapping[str, Change] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    node: Node
+    last_used: frozenset[str]
+
+
+class DifferentiableModel:
+    """Run an ONNX graph in torch, forward and backward, with frozen weights.
+
+    What depends on no input is computed once, at construction.
+
+    Args:
+        model: A model of opset 11 or newer.
+        device: Where to compute, as torch names it.
+
+    Raises:
+        CalibrationError: The graph holds an operator, or a form of one, that is not known here.
+    """
+
+    def __init__(self, model: onnx.ModelProto, *, device: str = "cpu") -> None:
+        model = _inline(model)
+        nodes = _read_nodes(model)
+        self._device = torch.device(device)
+        self._constants = _read_weights(model.graph.initializer, self._device)
+        self.input_names = tuple(i.name for i in model.graph.input if i.name not in self._constants)
+        self._nodes = self._fold(nodes)
+        made = (name for node in self._nodes for name in node.outputs if name)
+        self._variables = frozenset(self.input_names).union(made)
+
+    @torch.no_grad()
+    def _fold(self, nodes: Sequence[Node]) -> tuple[Node, ...]:
+        """Compute the nodes that depend on no input; return the others."""
+        left = []
+        for node in nodes:
+            if all(name in self._constants for name in node.inputs if name):
+                self._constants.update(self._run(node, self._constants))
+            else:
+                left.append(node)
+        return tuple(left)
+
+    def __call__(
+        self,
+        inputs: Tensor | Mapping[str, Tensor],
+        *,
+        outputs: Sequence[str],
+        at: Mapping[str, Change] = _NO_CHANGES,
+    ) -> tuple[Tensor, ...]:
+        """Compute tensors of the graph, and nothing that they do not need.
+
+        Args:
+            inputs: One tensor for a graph with one input, else one per input name.
+            outputs: Names of tensors anywhere in the graph.
+            at: By tensor name, what to put in place of a tensor; consumers and outputs see the result.
+
+        Returns:
+            One tensor per name in ``outputs``.
+
+        Raises:
+            InputError: An input of the graph is missing.
+            ValueError: A name in ``outputs`` or ``at`` is in no place where it could take effect.
+        """
+        self._check_names(outputs, at)
+        values = self._read_inputs(inputs)
+        values = {name: at[name](value) if name in at else value for name, value in values.items()}
+        for step in _plan(self._nodes, self._constants, outputs):
+            made = self._run(step.node, values)
+            values.update((name, at[name](value) if name in at else value) for name, value in made.items())
+            for name in step.last_used:
+                values.pop(name, None)
+        return tuple(values[name] if name in values else self._constants[name] for name in outputs)
+
+    def _check_names(self, outputs: Iterable[str], at: Iterable[str]) -> None:
+        unknown = sorted(set(outputs) - self._variables - self._constants.keys())
+        if unknown:
+            raise ValueError(f"no tensor of the graph is called {unknown}")
+        fixed = sorted(set(at) - self._variables)
+        if fixed:
+            raise ValueError(f"{fixed} in `at` must name tensors that depend on an input")
+
+    def _read_inputs(self, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(inputs, Tensor):
+            if len(self.input_names) != 1:
+                raise InputError(f"one tensor given; the model takes {self.input_names}: pass a mapping")
+            inputs = {self.input_names[0]: inputs}
+        missing = sorted(set(self.input_names) - inputs.keys())
+        if missing:
+            raise InputError(f"inputs {missing} are missing; the model takes {self.input_names}")
+        return {name: inputs[name].to(self._device) for name in self.input_names}
+
+    def _run(self, node: Node, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        arguments = [self._argument(name, values) for name in node.inputs]
+        try:
+            results = OPERATORS[node.op_type](node, *_together(arguments, self._device))
+        except Exception as error:
+            error.add_note(f"while running {node}")
+            raise
+        results = (results,) if isinstance(results, Tensor) else results
+        return {name: result for name, result in zip(node.outputs, results, strict=False) if name}
+
+    def _argument(self, name: str, values: Mapping[str, Tensor]) -> Tensor | None:
+        if not name:
+            return None
+        return values[name] if name in values else self._constants[name]
+
+
+def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
+    return inliner.inline_local_functions(model) if model.functions else model
+
+
+def _read_nodes(model: onnx.ModelProto) -> list[Node]:
+    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
+    nodes = [read_node(proto, opsets) for proto in model.graph.node]
+    obstacles = [obstacle for node in nodes if (obstacle := find_obstacle(node)) is not None]
+    if obstacles:
+        raise CalibrationError(
+            f"no gradient can be computed through {'; '.join(obstacles)}. "
+            "Use a method that needs no gradient: --method sigma"
+        )
+    return nodes
+
+
+def _read_weights(initializers: Iterable[onnx.TensorProto], device: torch.device) -> dict[str, Tensor]:
+    weights = {}
+    for proto in initializers:
+        if proto.data_type not in TORCH_TYPES:
+            kind = onnx.TensorProto.DataType.Name(proto.data_type)
+            raise CalibrationError(
+                f"the weight '{proto.name}' is of type {kind}, with which torch does not compute. "
+                "Use a method that needs no gradient: --method sigma"
+            )
+        weights[proto.name] = read_tensor(proto).to(device)
+    return weights
+
+
+def _together(arguments: Sequence[Tensor | None], device: torch.device) -> Sequence[Tensor | None]:
+    """Bring arguments to one device: shapes are computed on the host, whatever the weights are on."""
+    if len({argument.device.type for argument in arguments if argument is not None}) <= 1:
+        return arguments
+    return [None if argument is None else argument.to(device) for argument in arguments]
+
+
+def _plan(nodes: Sequence[Node], constants: Collection[str], outputs: Sequence[str]) -> list[_Step]:
+    """List the nodes that the outputs need, each with the tensors that nobody needs after it."""
+    needed = set(outputs)
+    steps = []
+    for node in reversed(nodes):
+        if needed.isdisjoint(node.outputs):
+            continue
+        touched = {*node.inputs, *node.outputs}.difference(constants)
+        steps.append(_Step(node=node, last_used=frozenset(touched - needed)))
+        needed |= touched
+    steps.reverse()
+    return steps
