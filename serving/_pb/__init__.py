@@ -1,0 +1,1 @@
+"""Open Inference Protocol messages; proto/generate.py writes the data this package loads."""
