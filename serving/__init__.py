@@ -1,1 +1,3 @@
-"""Online half of Trigger Guard: the Open Inference Protocol in front of a guard."""
+"""The online half of Trigger Guard: answers the Open Inference Protocol with what the guard says."""
+
+__all__: list[str] = []
