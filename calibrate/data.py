@@ -116,7 +116,7 @@ def load_samples(
 
 
 def split_samples(
-    samples: Samples, *, fractions: tuple[float, float, float] = (0.4, 0.4, 0.2), seed: int
+    samples: Samples, *, fractions: tuple[float, float, float] = (0.35, 0.5, 0.15), seed: int
 ) -> CalibrationSplit:
     """Deal the samples at random into three disjoint parts: for bounds, for thresholds, held out.
 
@@ -203,9 +203,7 @@ def _raw_images(
 def _draw(n: int, labels: IntArray | None, limit: int | None, rng: np.random.Generator) -> IntArray:
     """Return row indices in random order: all of them, or limit, balanced by class where labels are known."""
     order: IntArray = rng.permutation(n).astype(np.int64)
-    if limit is None or limit >= n:
-        return order
-    if labels is None:
+    if limit is None or labels is None:
         return order[:limit]
     classes, sizes = np.unique(labels, return_counts=True)
     quotas = dict(zip(classes.tolist(), _quotas(sizes, limit, rng), strict=True))

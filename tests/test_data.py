@@ -117,7 +117,7 @@ def test_an_npy_of_images_has_no_labels(tmp_path):
 def test_target_classes_stay_with_their_inputs(tmp_path):
     inputs = np.arange(9, dtype=np.float32)[:, None]
     path = save_npz(tmp_path / "x.npz", inputs=inputs, labels=np.arange(9) % 3, target_classes=(np.arange(9) + 1) % 3)
-    samples = load(path, spec=spec_of(1), limit=7)
+    samples = load(path, spec=spec_of(1), limit=7).take(np.array([5, 1, 3]))
     rows = samples[:][:, 0].astype(int)
     np.testing.assert_array_equal(samples.labels, rows % 3)
     np.testing.assert_array_equal(samples.target_classes, (rows + 1) % 3)
@@ -165,7 +165,7 @@ def test_inputs_have_the_models_type_and_layout(folder, dtype):
     inputs = samples[1:3]
     assert inputs.dtype == dtype
     assert inputs.flags.c_contiguous
-    np.testing.assert_allclose(inputs, samples.raw[1:3] / 255.0, atol=1e-3)
+    np.testing.assert_allclose(inputs, samples.raw[1:3] / 255.0, atol=np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
@@ -281,8 +281,9 @@ def test_the_draw_does_not_depend_on_the_order_of_files(folder, tmp_path):
 
 def test_the_order_is_random_and_not_sorted_by_class(tmp_path):
     folder = make_folder(tmp_path / "clean", per_class=(8, 8, 8))
-    labels = load(folder).labels
-    assert not np.array_equal(labels, np.sort(labels))
+    for limit in (None, 12):
+        labels = load(folder, limit=limit).labels
+        assert not np.array_equal(labels, np.sort(labels))
 
 
 @given(
@@ -442,6 +443,7 @@ def test_images_that_are_all_unreadable_are_refused(folder):
         load(folder)
 
 
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("max_pixels", [7, 15])  # Pillow fails above twice its limit and warns below
 def test_decompression_bombs_are_unreadable(folder, monkeypatch, max_pixels):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", max_pixels)
@@ -593,9 +595,9 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, key, wrong, message):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
 def test_inputs_that_are_not_finite_are_counted_and_located(tmp_path, bad):
     inputs = np.zeros((9, 2, 2))
-    inputs[[4, 7], 1] = bad
+    inputs[2:, 1] = bad
     np.save(tmp_path / "x.npy", inputs)
-    with pytest.raises(InputError, match="2 of 9 inputs hold NaN or infinity as float32, the first in row 4"):
+    with pytest.raises(InputError, match="7 of 9 inputs hold NaN or infinity as float32, the first in row 2"):
         load(tmp_path / "x.npy", spec=spec_of(2, 2))
 
 
