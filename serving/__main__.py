@@ -1,0 +1,137 @@
+"""guard-serve: serve a bundle over the Open Inference Protocol. The only place in serving that prints."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from guard.errors import GuardError
+from guard.model import CPU, CUDA
+from guard.runtime import Guard
+from serving.config import Limits, OnFlag, ServerConfig
+from serving.server import Running, serve
+
+__all__ = ["main"]
+
+_PROGRAM = "guard-serve"
+_PROVIDERS = {"cpu": CPU, "cuda": CUDA}
+_USER_ERROR = 2
+_MAX_PORT = 65535
+_INT32_MAX = 2**31 - 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_USER_ERROR, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run guard-serve and return its exit status: 0 after a drain, 2 if it cannot start."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format=f"{_PROGRAM}: %(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        guard = Guard.load(options.bundle, threads=options.threads, provider=_PROVIDERS[options.device])
+        asyncio.run(_serve_until_told(guard, _config(options)))
+    except GuardError as error:
+        print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
+        return _USER_ERROR
+    return 0
+
+
+async def _serve_until_told(guard: Guard, config: ServerConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Without it, on Windows, interrupting the program ends it without a drain.
+        with suppress(NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+    async with serve(guard, config) as running:
+        print(_describe(running), flush=True)
+        await stop.wait()
+
+
+def _describe(running: Running) -> str:
+    host = f"[{running.host}]" if ":" in running.host else running.host
+    where = f"{host}:{running.port}, metrics on http://{host}:{running.metrics_port}/metrics"
+    return f"{_PROGRAM}: serving {running.model_name} on {where}"
+
+
+def _config(options: argparse.Namespace) -> ServerConfig:
+    return ServerConfig(
+        model_name=options.model_name,
+        host=options.host,
+        port=options.port,
+        metrics_port=options.metrics_port,
+        on_flag=OnFlag(options.on_flag),
+        expose_scores=options.expose_scores,
+        limits=Limits(
+            max_message_bytes=options.max_message_bytes,
+            max_in_flight=options.max_in_flight,
+            max_rows=options.max_rows,
+            grace_s=options.grace_s,
+        ),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=_PROGRAM,
+        description="Serve a guarded model over the Open Inference Protocol (KServe v2, gRPC).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    server, limits = ServerConfig(), Limits()
+    parser.add_argument("bundle", metavar="DIR", type=Path, help="a bundle that guard-calibrate fit wrote")
+    parser.add_argument("--host", default=server.host, help="address to listen on")
+    parser.add_argument("--port", type=_port, default=server.port, metavar="N", help="gRPC port; 0: any free one")
+    parser.add_argument(
+        "--metrics-port", type=_port, default=server.metrics_port, metavar="N", help="Prometheus port; 0: any free one"
+    )
+    parser.add_argument("--model-name", type=_name, metavar="NAME", help="what clients call the model")
+    parser.add_argument(
+        "--on-flag", choices=[mode.value for mode in OnFlag], default=server.on_flag.value, help="what clients get"
+    )
+    parser.add_argument("--expose-scores", action="store_true", help="answer with p-values too")
+    parser.add_argument("--device", choices=sorted(_PROVIDERS), default="cpu", help="where the models run")
+    parser.add_argument("--threads", type=_from_one, metavar="N", help="threads of one model run; None: all cores")
+    parser.add_argument("--max-message-bytes", type=_from_one, default=limits.max_message_bytes, metavar="N")
+    parser.add_argument("--max-in-flight", type=_from_one, default=limits.max_in_flight, metavar="N")
+    parser.add_argument("--max-rows", type=_from_one, default=limits.max_rows, metavar="N")
+    parser.add_argument("--grace-s", type=_seconds, default=limits.grace_s, metavar="S")
+    return parser
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return convert
+
+
+_port = _whole(0, _MAX_PORT)
+_from_one = _whole(1, _INT32_MAX)
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0")
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a model's name must not be empty")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""What an operator may decide about a server."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+__all__ = ["Limits", "OnFlag", "ServerConfig"]
+
+
+class OnFlag(StrEnum):
+    """What a client gets when the guard speaks up."""
+
+    CORRECT = "correct"
+    FLAG = "flag"
+    REJECT = "reject"
+    SHADOW = "shadow"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one server takes on.
+
+    Args:
+        max_message_bytes: Of one request; more is RESOURCE_EXHAUSTED.
+        max_in_flight: Requests waiting or running at once; more are UNAVAILABLE.
+        max_rows: Of one request; more is INVALID_ARGUMENT.
+        grace_s: How long requests may take to finish once the server is told to stop.
+    """
+
+    max_message_bytes: int = 64 * 2**20
+    max_in_flight: int = 64
+    max_rows: int = 1024
+    grace_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How a server presents a guarded model. docs/configuration.md states every entry.
+
+    Args:
+        model_name: What clients call the model; None: the name in the bundle's manifest.
+        host: The address to listen on.
+        port: For gRPC; 0: any free one.
+        metrics_port: For Prometheus; 0: any free one.
+        on_flag: What a client gets when the guard speaks up.
+        expose_scores: Whether responses carry p-values.
+        limits: What the server takes on.
+    """
+
+    model_name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8001
+    metrics_port: int = 8002
+    on_flag: OnFlag = OnFlag.CORRECT
+    expose_scores: bool = False
+    limits: Limits = field(default_factory=Limits)

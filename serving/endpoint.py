@@ -1,0 +1,150 @@
+"""One guarded model as it is served: arrays in, the tensors that a client may see out. Knows no protobuf."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+
+from guard.errors import InputError
+from guard.runtime import Guard
+from guard.types import Answers, ModelRun, TensorSpec, Verdict
+from serving.answers import guard_tensors, output_specs
+from serving.config import OnFlag, ServerConfig
+from serving.metrics import Metrics, Stage
+from serving.runner import Runner
+
+__all__ = ["VERSION", "Endpoint", "Served"]
+
+VERSION = "1"
+"""The only version of a model: a bundle holds one."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """The outcome of one request.
+
+    Args:
+        tensors: Every output by name.
+        n_flagged: Flagged rows; None in shadow mode, where nobody is to know.
+        queue_s: Seconds the request waited for its turn.
+        compute_s: Seconds both models and the decision took.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    n_flagged: int | None
+    queue_s: float
+    compute_s: float
+
+
+class Endpoint:
+    """Answers for one guarded model; used from one event loop.
+
+    Args:
+        guard: Judges the rows.
+        config: Name, mode and limits.
+        metrics: Counts what happens.
+        clock: Seconds, only ever growing.
+
+    Raises:
+        BundleError: The model's output cannot be told apart from the guard's.
+    """
+
+    def __init__(
+        self, guard: Guard, config: ServerConfig, *, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name = config.model_name or str(guard.manifest.model.get("name") or "model")
+        self.inputs: tuple[TensorSpec, ...] = (
+            TensorSpec(
+                name=guard.manifest.input.name,
+                dtype=guard.manifest.input.dtype,
+                shape=(None, *guard.manifest.input.shape[1:]),
+            ),
+        )
+        self.outputs = output_specs(guard.manifest, on_flag=config.on_flag, expose_scores=config.expose_scores)
+        self.max_rows = config.limits.max_rows
+        self._guard = guard
+        self._on_flag = config.on_flag
+        self._expose_scores = config.expose_scores
+        self._metrics = metrics
+        self._clock = clock
+        metrics.add_model(self.name, guard.manifest, version=VERSION)
+        self.runner = Runner(
+            max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_in_flight, self.name)
+        )
+
+    async def infer(self, inputs: NDArray[Any], *, deadline: float | None = None) -> Served:
+        """Answer one request.
+
+        Args:
+            inputs: (N, ...) as the model takes them.
+            deadline: On the clock; a request whose turn comes later is not run.
+
+        Raises:
+            InputError: The inputs do not fit, are too many rows, or hold NaN or infinity.
+            FlaggedError: A row is flagged and the mode is reject.
+            ModelError: A model failed, so nothing is let through; in shadow mode, the original model failed.
+            OverloadedError: Too many requests are in flight.
+            DeadlineError: The deadline passed before the request's turn came.
+        """
+        n_rows = inputs.shape[0] if inputs.ndim else 0
+        if n_rows > self.max_rows:
+            raise InputError(f"the request has {n_rows} rows and the limit is {self.max_rows}; send fewer at a time")
+        return await self.runner.run(partial(self._serve, inputs, self._clock()), deadline=deadline)
+
+    def _serve(self, inputs: NDArray[Any], submitted: float) -> Served:
+        started = self._clock()
+        self._metrics.observe_stage(self.name, "queue", started - submitted)
+        with self._stage("original"):
+            original = self._guard.run_original(inputs)
+        answer = self._in_shadow if self._on_flag is OnFlag.SHADOW else self._in_the_open
+        tensors, n_flagged = answer(inputs, original)
+        return Served(
+            tensors=tensors, n_flagged=n_flagged, queue_s=started - submitted, compute_s=self._clock() - started
+        )
+
+    def _in_the_open(self, inputs: NDArray[Any], original: Answers) -> tuple[Mapping[str, NDArray[Any]], int | None]:
+        verdict = self._judge(inputs, original)
+        tensors = guard_tensors(
+            original,
+            verdict,
+            output=self.outputs[0].name,
+            on_flag=self._on_flag,
+            expose_scores=self._expose_scores,
+        )
+        return tensors, int(verdict.flagged.sum())
+
+    def _in_shadow(self, inputs: NDArray[Any], original: Answers) -> tuple[Mapping[str, NDArray[Any]], int | None]:
+        try:
+            self._judge(inputs, original)
+        except Exception:
+            # Shadow mode promises the original's answer as if no guard were there; the failure counter tells.
+            _logger.exception("model %s: the guard failed in shadow mode", self.name)
+        return {self.outputs[0].name: original.outputs}, None
+
+    def _judge(self, inputs: NDArray[Any], original: Answers) -> Verdict:
+        with self._stage("bounded"):
+            bounded = self._guard.run_bounded(inputs)
+        with self._stage("decide"):
+            verdict = self._guard.decide(ModelRun(original=original, bounded=bounded))
+        self._metrics.count_verdict(self.name, verdict)
+        return verdict
+
+    @contextmanager
+    def _stage(self, stage: Stage) -> Iterator[None]:
+        started = self._clock()
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception:
+            self._metrics.count_failure(self.name, stage)
+            raise
+        finally:
+            self._metrics.observe_stage(self.name, stage, self._clock() - started)

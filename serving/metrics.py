@@ -1,0 +1,121 @@
+"""What Prometheus sees. docs/metrics.md explains each metric; label values come from loaded models and fixed lists."""
+
+import hashlib
+from typing import Literal
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from guard.manifest import Manifest, write_manifest
+from guard.types import Verdict
+
+__all__ = ["UNKNOWN", "Metrics", "Stage"]
+
+UNKNOWN = "unknown"
+"""The model label of requests for a model that is not served: what clients write never becomes a label."""
+
+Stage = Literal["queue", "original", "bounded", "decide"]
+
+_MAX_CLASSES_LISTED = 1000
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_P_VALUES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+class Metrics:
+    """Every metric of a server; safe to use from several threads.
+
+    Args:
+        registry: Where they are registered; a second set in one registry is refused.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._models: set[str] = set()
+        self._requests = Counter(
+            "guard_requests", "Inference requests by gRPC status.", ["model", "status"], registry=registry
+        )
+        self._rows = Counter("guard_rows", "Rows judged.", ["model"], registry=registry)
+        self._flagged = Counter(
+            "guard_flagged_rows",
+            "Rows past the alert threshold, by the original's class.",
+            ["model", "predicted_class"],
+            registry=registry,
+        )
+        self._corrected = Counter(
+            "guard_corrected_rows", "Rows past the correction threshold.", ["model"], registry=registry
+        )
+        self._failures = Counter(
+            "guard_failures", "Runs that failed, by the stage that did.", ["model", "stage"], registry=registry
+        )
+        self._in_flight = Gauge(
+            "guard_requests_in_flight", "Requests waiting or running.", ["model"], registry=registry
+        )
+        self._seconds = Histogram(
+            "guard_stage_duration_seconds",
+            "Time a request spends in each stage.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._p_values = Histogram(
+            "guard_p_value", "p-values of the rows judged.", ["model"], buckets=_P_VALUES, registry=registry
+        )
+        self._target_fpr = Gauge(
+            "guard_target_fpr",
+            "False-positive rate that a threshold was fitted for.",
+            ["model", "threshold"],
+            registry=registry,
+        )
+        self._model_info = Info("guard_model", "The model that is guarded.", ["model"], registry=registry)
+        self._bundle_info = Info("guard_bundle", "The bundle that guards it.", ["model"], registry=registry)
+
+    def add_model(self, model: str, manifest: Manifest, *, version: str) -> None:
+        """Start the series of a model, at zero where an alert would miss their first step."""
+        self._models.add(model)
+        self._model_info.labels(model).info({"version": version, "sha256": str(manifest.model.get("sha256", ""))})
+        self._bundle_info.labels(model).info(_describe(manifest))
+        for name, threshold in manifest.thresholds.items():
+            self._target_fpr.labels(model, name).set(threshold.target_fpr)
+        for counter in (self._rows, self._corrected):
+            counter.labels(model)
+        for stage in ("original", "bounded", "decide"):
+            self._failures.labels(model, stage)
+        if manifest.n_classes <= _MAX_CLASSES_LISTED:
+            for predicted_class in range(manifest.n_classes):
+                self._flagged.labels(model, str(predicted_class))
+        self._requests.labels(model, grpc.StatusCode.OK.name)
+        self._in_flight.labels(model).set(0)
+
+    def count_request(self, model: str, status: grpc.StatusCode) -> None:
+        """Count one inference request; a model that is not served counts as unknown."""
+        self._requests.labels(model if model in self._models else UNKNOWN, status.name).inc()
+
+    def set_in_flight(self, model: str, n_requests: int) -> None:
+        """Say how many requests wait or run."""
+        self._in_flight.labels(model).set(n_requests)
+
+    def observe_stage(self, model: str, stage: Stage, seconds: float) -> None:
+        """Say how long a request spent in a stage."""
+        self._seconds.labels(model, stage).observe(seconds)
+
+    def count_failure(self, model: str, stage: Stage) -> None:
+        """Count a run that failed."""
+        self._failures.labels(model, stage).inc()
+
+    def count_verdict(self, model: str, verdict: Verdict) -> None:
+        """Count the rows of one verdict."""
+        self._rows.labels(model).inc(len(verdict.flagged))
+        self._corrected.labels(model).inc(int(verdict.corrected.sum()))
+        for predicted_class in verdict.predicted_class[verdict.flagged].tolist():
+            self._flagged.labels(model, str(predicted_class)).inc()
+        p_values = self._p_values.labels(model)
+        for p_value in verdict.p_value.tolist():
+            p_values.observe(p_value)
+
+
+def _describe(manifest: Manifest) -> dict[str, str]:
+    return {
+        "digest": hashlib.sha256(write_manifest(manifest)).hexdigest(),
+        "format_version": str(manifest.format_version),
+        "method": str(manifest.method.get("name", "")),
+        "score": manifest.score,
+    }

@@ -1,0 +1,139 @@
+"""A guarded model behind gRPC: starts everything, says where it listens, and drains when told to stop."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+
+import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+from prometheus_client import CollectorRegistry, start_http_server
+
+from guard.runtime import Guard
+from serving._pb import open_inference_pb2 as pb
+from serving.config import ServerConfig
+from serving.endpoint import Endpoint
+from serving.errors import StartError
+from serving.health import HEALTH_SERVICE, Health
+from serving.metrics import Metrics
+from serving.servicer import SERVER_NAME, SERVICE, Servicer
+from serving.transport import generic_handler
+
+__all__ = ["Running", "serve"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Where a server is to be found: the model's name, the address, and the ports it got."""
+
+    model_name: str
+    host: str
+    port: int
+    metrics_port: int
+
+
+@asynccontextmanager
+async def serve(
+    guard: Guard,
+    config: ServerConfig,
+    *,
+    registry: CollectorRegistry | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Running]:
+    """Serve a guarded model for as long as the context lasts; leaving it drains.
+
+    A drain refuses new requests as UNAVAILABLE and health as NOT_SERVING, and gives those in flight
+    config.limits.grace_s to finish.
+
+    Args:
+        guard: The guarded model.
+        config: How to present it.
+        registry: For the metrics; by default one of the server's own.
+        clock: Seconds, only ever growing.
+
+    Raises:
+        StartError: A port cannot be had.
+        BundleError: The model's output has a name that the guard needs.
+    """
+    registry = registry or CollectorRegistry()
+    metrics = Metrics(registry)
+    endpoint = Endpoint(guard, config, metrics=metrics, clock=clock)
+    servicer = Servicer(endpoint, metrics=metrics, version=metadata.version(SERVER_NAME), clock=clock)
+    health = Health([endpoint.name, SERVICE])
+    server, port = _bind(config)
+    server.add_generic_rpc_handlers((generic_handler(SERVICE, servicer.rpcs(), clock=clock), health.handler()))
+    _add_reflection(server)
+    with _metrics_server(config, registry) as metrics_port:
+        await server.start()
+        try:
+            yield Running(model_name=endpoint.name, host=config.host, port=port, metrics_port=metrics_port)
+        finally:
+            await _drain(server, health, endpoint, grace_s=config.limits.grace_s)
+
+
+def _bind(config: ServerConfig) -> tuple[grpc.aio.Server, int]:
+    options = [
+        # Linux would let a second server share the port silently, and clients would reach either.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+    ]
+    try:
+        _check_address(config.host, config.port)
+        server = grpc.aio.server(options=options)
+        return server, server.add_insecure_port(_address(config.host, config.port))
+    except (OSError, RuntimeError) as error:
+        raise _port_error(config.host, config.port, "--port", error) from error
+
+
+def _check_address(host: str, port: int) -> None:
+    """Bind and let go: gRPC would say why it cannot in its own log only."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
+@contextmanager
+def _metrics_server(config: ServerConfig, registry: CollectorRegistry) -> Iterator[int]:
+    try:
+        server, thread = start_http_server(config.metrics_port, addr=config.host, registry=registry)
+    except OSError as error:
+        raise _port_error(config.host, config.metrics_port, "--metrics-port", error) from error
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    """Let clients ask what is served; from a pool of its own, as the default one may hold others' descriptors."""
+    pool = DescriptorPool()
+    for file in (pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+        pool.AddSerializedFile(file.serialized_pb)
+    reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server, pool=pool)
+
+
+async def _drain(server: grpc.aio.Server, health: Health, endpoint: Endpoint, *, grace_s: float) -> None:
+    health.drain()
+    loop = asyncio.get_running_loop()
+    end = loop.time() + grace_s
+    await endpoint.runner.drain(grace_s)
+    await server.stop(max(0.0, end - loop.time()))
+    await endpoint.runner.close()
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _port_error(host: str, port: int, flag: str, error: Exception) -> StartError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return StartError(f"cannot listen on {_address(host, port)}: {reason}; choose another {flag} or --host")

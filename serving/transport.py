@@ -1,0 +1,68 @@
+"""The protocol's calls as gRPC handlers: bytes in, bytes out, and every error as one status."""
+
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from guard.errors import GuardError
+from serving.errors import MalformedError
+from serving.servicer import Rpc
+from serving.status import Refusal, refusal
+
+__all__ = ["generic_handler"]
+
+_logger = logging.getLogger(__name__)
+
+Behaviour = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
+
+
+def generic_handler(
+    service: str, rpcs: Mapping[str, Rpc], *, clock: Callable[[], float] = time.monotonic
+) -> grpc.GenericRpcHandler:
+    """Return the handler that serves these calls.
+
+    Messages are parsed here and not by gRPC, which would answer bytes that are no message with an internal error.
+
+    Args:
+        service: The service's full name.
+        rpcs: Its calls by name.
+        clock: Seconds; the clock that the calls take their deadlines on.
+    """
+    handlers = {name: grpc.unary_unary_rpc_method_handler(_behaviour(rpc, clock)) for name, rpc in rpcs.items()}
+    return grpc.method_handlers_generic_handler(service, handlers)
+
+
+def _behaviour(rpc: Rpc, clock: Callable[[], float]) -> Behaviour:
+    async def behave(content: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else clock() + remaining
+        try:
+            response = await rpc.answer(_parse(rpc.request, content), deadline)
+            return response.SerializeToString()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status and never a stack trace
+            refused = _refuse(error)
+        await context.abort(refused.code, refused.text)
+        return b""
+
+    return behave
+
+
+def _parse(request: type[Message], content: bytes) -> Message:
+    try:
+        return request.FromString(content)
+    except DecodeError as error:
+        name = request.DESCRIPTOR.full_name
+        raise MalformedError(f"the request is no {name}: its {len(content)} bytes cannot be parsed") from error
+
+
+def _refuse(error: Exception) -> Refusal:
+    incident = secrets.token_hex(6)
+    refused = refusal(error, incident=incident)
+    if refused.code == grpc.StatusCode.INTERNAL:
+        known = isinstance(error, GuardError)
+        _logger.error("incident %s: %s", incident, error, exc_info=None if known else error)
+    return refused
