@@ -35,12 +35,14 @@ class Site:
         function: The activation function, as ONNX names it (``Relu``, ``Clip``, ``HardSwish``, ``Gelu`` ...).
         shape: One entry per axis, None where free; axis 0 is N.
         channel_axis: The axis of K.
+        dtype: The numpy name of its element type.
     """
 
     tensor: str
     function: str
     shape: tuple[int | None, ...]
     channel_axis: int
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

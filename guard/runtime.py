@@ -12,7 +12,7 @@ from guard.conformal import exceeds, p_values
 from guard.errors import BundleError, InputError, ModelError
 from guard.manifest import Manifest
 from guard.model import CPU, Model, OrtModel, check_inputs
-from guard.scores import SCORES, correct, logits_from_probabilities, predicted_class
+from guard.scores import SCORES, correct, divergence, logits_from_probabilities, predicted_class
 from guard.types import Answers, FloatArray, ModelRun, Verdict
 
 __all__ = ["Guard"]
@@ -126,7 +126,8 @@ class Guard:
             predicted_class=predicted_class(run.original.logits),
             corrected_class=predicted_class(answers.logits),
             p_value=p_values(self._clean_scores, scores),
-            divergence=scores,
+            divergence=divergence(run),
+            score=scores,
             flagged=flagged,
             corrected=corrected,
             outputs=answers.outputs,

@@ -20,6 +20,7 @@ __all__ = [
     "logits_from_probabilities",
     "margin",
     "predicted_class",
+    "relative_divergence",
     "softmax",
 ]
 
@@ -58,7 +59,23 @@ def divergence(run: ModelRun) -> FloatArray:
     return np.where(np.isfinite(gap), gap, np.inf)
 
 
-SCORES: Mapping[str, Score] = MappingProxyType({"divergence": divergence})
+def relative_divergence(run: ModelRun) -> FloatArray:
+    """Return the divergence relative to the margin that the bounded model leaves, d(x) / (1 + max(m_g(x; y), 0)).
+
+    Clean inputs that the model is very sure of have large activations, lose margin to the bounds, and keep much of it;
+    triggered inputs lose theirs. Margins are differences of log-probabilities, so the 1 is one nat: odds of e to 1.
+
+    Returns:
+        (N,) scores, infinite where the divergence is.
+    """
+    kept = margin(run.bounded.logits, predicted_class(run.original.logits))
+    return np.asarray(divergence(run) / (1 + np.maximum(np.nan_to_num(kept, nan=0.0, posinf=0.0, neginf=0.0), 0)))
+
+
+SCORES: Mapping[str, Score] = MappingProxyType({
+    "divergence": divergence,
+    "relative_divergence": relative_divergence,
+})  # fmt: skip
 """Every score a bundle may name."""
 
 

@@ -80,7 +80,9 @@ class Verdict:
         predicted_class: (N,) the original model's class.
         corrected_class: (N,) the class of the answer given; equals predicted_class where nothing was corrected.
         p_value: (N,) share of clean scores at least as large, in (0, 1]; small is suspicious.
-        divergence: (N,) the detector's score. Keep it to yourself: it is an oracle for an attacker.
+        divergence: (N,) the margin that the bounds cost the predicted class. Keep it, and the score, to yourself:
+            they are an oracle for an attacker.
+        score: (N,) what the thresholds cut: the divergence or a function of it, as the bundle says.
         flagged: (N,) past the alert threshold.
         corrected: (N,) past the correction threshold: answered by the bounded model.
         outputs: (N, C) the answer, in the original's own terms and dtype.
@@ -90,6 +92,7 @@ class Verdict:
     corrected_class: IntArray
     p_value: FloatArray
     divergence: FloatArray
+    score: FloatArray
     flagged: BoolArray
     corrected: BoolArray
     outputs: FloatArray

@@ -1,1 +1,12 @@
 """Ways to learn activation bounds, one file each; every one maps a BoundsProblem to ActivationBounds."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from calibrate.bounds.sigma import fit_sigma
+from calibrate.sites import ActivationBounds, BoundsProblem
+
+__all__ = ["METHODS"]
+
+METHODS: Mapping[str, Callable[[BoundsProblem], ActivationBounds]] = MappingProxyType({"sigma": fit_sigma})
+"""Every method by the name that the command line knows it by."""

@@ -1,0 +1,74 @@
+"""Bounds from means and standard deviations alone: forward-only, in seconds, on any graph that onnxruntime runs.
+
+For every channel the maximum over positions is taken per input, and the bound is its mean plus k standard deviations
+over inputs. Taking the maximum first makes one k clip the same share of inputs at every site: a channel of an early
+layer has a thousand positions to exceed a bound at, one of the last layer a dozen. Bounds of mean + k sd over single
+positions (k of 4, UNIT's initial value) cut early layers too much and late ones too little; benchmarks/results.md has
+both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibrate.edit import insert_bounds
+from calibrate.evaluation import accuracy_drop_limit
+from calibrate.forward import predict
+from calibrate.sites import ActivationBounds, BoundsProblem
+from calibrate.statistics import Moments, site_moments
+from guard.errors import CalibrationError
+from guard.types import BoolArray
+
+__all__ = ["SigmaSettings", "fit_sigma"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigmaSettings:
+    """What the method is free to choose.
+
+    Args:
+        candidates: Values of k from tight to loose. The first is where tighter bounds stopped detecting better.
+        confidence: Of the limit on the accuracy that bounding costs, one-sided.
+    """
+
+    candidates: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    confidence: float = 0.95
+
+
+def fit_sigma(problem: BoundsProblem, *, settings: SigmaSettings | None = None) -> ActivationBounds:
+    """Choose the smallest k whose accuracy drop is, with confidence, no more than allowed.
+
+    Raises:
+        CalibrationError: Even the loosest bounds cost more accuracy than allowed.
+    """
+    settings = settings or SigmaSettings()
+    moments = site_moments(problem.model, problem.sites, problem.inputs, pooling="maximum", progress=problem.progress)
+    original_right = predict(problem.model, problem.logits, problem.inputs) == problem.labels
+    limits: dict[str, float] = {}
+    for done, k in enumerate(settings.candidates, start=1):
+        bounds = _bounds(moments, k)
+        limit = _drop_limit(problem, bounds, original_right, settings.confidence)
+        limits[f"{k:g}"] = round(limit, 6)
+        problem.progress("choosing k", done, len(settings.candidates))
+        if limit <= problem.max_accuracy_drop:
+            chosen = {"k": k, "confidence": settings.confidence, "accuracy_drop_limit": limits, "pooling": "maximum"}
+            problem.progress("choosing k", len(settings.candidates), len(settings.candidates))
+            return ActivationBounds(method="sigma", settings=chosen, upper=bounds.upper)
+    raise CalibrationError(
+        f"bounds of mean + {k:g} sd may still cost {limit:.3f} of clean accuracy, more than the"
+        f" {problem.max_accuracy_drop:g} allowed; give more clean samples or allow more with --max-accuracy-drop"
+    )
+
+
+def _bounds(moments: Mapping[str, Moments], k: float) -> ActivationBounds:
+    upper = {tensor: (m.mean + k * m.std).astype(np.float32) for tensor, m in moments.items()}
+    return ActivationBounds(method="sigma", settings={}, upper=upper)
+
+
+def _drop_limit(
+    problem: BoundsProblem, bounds: ActivationBounds, original_right: BoolArray, confidence: float
+) -> float:
+    bounded = insert_bounds(problem.model, bounds, problem.sites)
+    bounded_right = predict(bounded, problem.logits, problem.inputs) == problem.labels
+    return accuracy_drop_limit(original_right, bounded_right, confidence=confidence)

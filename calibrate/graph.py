@@ -1,0 +1,174 @@
+"""Read an ONNX classifier: its input and output, where its logits are, and the activations that can be bounded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from calibrate.activations import Activation, find_activations
+from calibrate.sites import Site
+from guard.errors import CalibrationError, InputError, ModelError
+from guard.model import OrtModel
+from guard.types import TensorSpec
+
+__all__ = ["OLDEST_OPSET", "Classifier", "find_sites", "read_classifier", "serialize", "with_outputs"]
+
+OLDEST_OPSET = 11
+
+_FLOATS = ("float16", "float32", "float64")
+_MAX_BYTES = 2**31 - 1  # of one protobuf message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classifier:
+    """An ONNX classifier that can be guarded.
+
+    Args:
+        name: The model file's name without its ending.
+        source: The model file's bytes.
+        has_external_data: Whether the file keeps weights in files beside it.
+        model: The parsed model, external data loaded.
+        input: Its one input (N, ...).
+        output: Its one output (N, C).
+        logits: The tensor (N, C) before a trailing Softmax; else the output itself.
+    """
+
+    name: str
+    source: bytes
+    has_external_data: bool
+    model: onnx.ModelProto
+    input: TensorSpec
+    output: TensorSpec
+    logits: str
+
+    @property
+    def n_classes(self) -> int:
+        """Return C."""
+        return int(self.output.shape[1] or 0)
+
+    @property
+    def ends_in_softmax(self) -> bool:
+        """Whether a trailing Softmax was recognised."""
+        return self.logits != self.output.name
+
+
+def read_classifier(path: str | Path) -> Classifier:
+    """Read a classifier and refuse what cannot be guarded.
+
+    Raises:
+        InputError: No such file, not ONNX, truncated, too old, or not one input and one output (N, C) of floats.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{file} is no file; give the path of an ONNX model")
+    source = file.read_bytes()
+    model = _parse(file)
+    _check_opset(model, file)
+    try:
+        session = OrtModel(serialize(model), label=file.name)
+    except ModelError as error:
+        raise InputError(f"{file}: {error}") from error
+    if len(session.outputs) != 1:
+        names = ", ".join(o.name for o in session.outputs)
+        raise InputError(f"{file} has {len(session.outputs)} outputs ({names}); a guarded classifier has one, (N, C)")
+    (output,) = session.outputs
+    if len(output.shape) != 2 or output.dtype not in _FLOATS or (output.shape[1] or 0) < 2:
+        raise InputError(f"{file} has the output {output}; a classifier's output is floats (N, C) with C of 2 or more")
+    return Classifier(
+        name=file.stem,
+        source=source,
+        has_external_data=_has_external_data(source),
+        model=model,
+        input=session.input,
+        output=TensorSpec(name=output.name, dtype=output.dtype, shape=(None, output.shape[1])),
+        logits=_before_softmax(model, output.name),
+    )
+
+
+def find_sites(model: onnx.ModelProto) -> tuple[Site, ...]:
+    """Return every output of an activation function that depends on the input, in the order of the graph.
+
+    Raises:
+        CalibrationError: There is none: nothing can be bounded.
+    """
+    output_names = {o.name for o in model.graph.output}
+    found = [a for a in find_activations(model.graph) if a.tensor not in output_names]
+    if not found:
+        raise CalibrationError(
+            "the model has no activation to bound: no Relu, Clip, Gelu or other activation function lies between its"
+            " input and its output"
+        )
+    specs = _specs(model, [a.tensor for a in found])
+    return tuple(_site(a, spec) for a, spec in zip(found, specs, strict=True) if spec.dtype in _FLOATS)
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy of the model that also gives these tensors."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {o.name for o in copy.graph.output}
+    # onnxruntime infers the type of an output that declares none.
+    copy.graph.output.extend(onnx.ValueInfoProto(name=t) for t in tensors if t not in present)
+    return copy
+
+
+def serialize(model: onnx.ModelProto) -> bytes:
+    """Return the model's bytes, the same for the same model.
+
+    Raises:
+        InputError: The model is larger than one protobuf message may be.
+    """
+    if model.ByteSize() > _MAX_BYTES:
+        raise InputError(f"the model has {model.ByteSize()} bytes with its weights; more than {_MAX_BYTES} do not fit")
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _parse(file: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(file)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError(f"{file} is no valid ONNX model, or is truncated: {reason}") from error
+    if not model.graph.node:
+        raise InputError(f"{file} holds no graph; give the path of an ONNX model")
+    return model
+
+
+def _has_external_data(source: bytes) -> bool:
+    model = onnx.load_model_from_string(source)
+    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+
+
+def _check_opset(model: onnx.ModelProto, file: Path) -> None:
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset < OLDEST_OPSET:
+        raise InputError(f"{file} uses opset {opset}; opset {OLDEST_OPSET} or newer is needed: export it again")
+
+
+def _before_softmax(model: onnx.ModelProto, output: str) -> str:
+    producers = {name: node for node in model.graph.node for name in node.output}
+    tensor = output
+    while (node := producers.get(tensor)) is not None and node.op_type in ("Identity", "Cast"):
+        tensor = node.input[0]
+    if node is None or node.op_type != "Softmax":
+        return output
+    logits = node.input[0]
+    (spec,) = _specs(model, [logits])
+    axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+    return logits if len(spec.shape) == 2 and axis in (1, -1) else output
+
+
+def _specs(model: onnx.ModelProto, tensors: Sequence[str]) -> list[TensorSpec]:
+    probe = OrtModel(serialize(with_outputs(model, tensors)), label="probed")
+    by_name = {o.name: o for o in probe.outputs}
+    return [by_name[t] for t in tensors]
+
+
+def _site(activation: Activation, spec: TensorSpec) -> Site:
+    axis = len(spec.shape) - 1 if activation.channels_last or len(spec.shape) < 3 else 1
+    return Site(
+        tensor=activation.tensor, function=activation.function, shape=(None, *spec.shape[1:]), channel_axis=axis
+    )

@@ -1,0 +1,154 @@
+"""The report of a fit: one self-contained HTML page with two pictures. It draws and words; it computes nothing new."""
+
+import html
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from calibrate.evaluation import Evaluation
+from guard.manifest import Manifest
+from guard.types import FloatArray
+
+__all__ = ["Findings", "render_report", "warnings_of"]
+
+_INK, _ALERT, _CORRECT, _PAPER = "#1f4e79", "#b3261e", "#c77700", "#f6f7f9"
+_STYLE = f"""
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1e; }}
+h1, h2 {{ line-height: 1.2; }} table {{ border-collapse: collapse; margin: 1rem 0; }}
+td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }}
+td.number {{ text-align: right; font-variant-numeric: tabular-nums; }} svg {{ max-width: 100%; height: auto; }}
+.warning {{ background: #fff4e5; border-left: 4px solid {_CORRECT}; padding: .5rem 1rem; }}
+code {{ background: {_PAPER}; padding: .1rem .3rem; }}
+"""
+
+
+_SCORES_EXPLAINED = (
+    "<p>An input past the red line is flagged and its predicted class ruled out; past the orange line it gets the"
+    " bounded model's answer. Both lines are ranks of the threshold set.</p>"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What was found while fitting.
+
+    Args:
+        held_out: The guard on the held-out set.
+        held_out_scores: (n,) its scores.
+        clean_scores: (n,) ascending scores of the threshold set.
+        upper: The bounds by site tensor.
+        skipped: Names of images that could not be read.
+    """
+
+    held_out: Evaluation
+    held_out_scores: FloatArray
+    clean_scores: FloatArray
+    upper: Mapping[str, FloatArray]
+    skipped: Sequence[str]
+
+
+def render_report(manifest: Manifest, findings: Findings) -> bytes:
+    """Return the page, the same bytes for the same findings."""
+    name = html.escape(str(manifest.model["name"]))
+    parts = [
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Guard of {name}</title><style>{_STYLE}</style>",
+        f"<h1>Guard of {name}</h1>",
+        *(f"<p class='warning'>{html.escape(w)}</p>" for w in warnings_of(manifest, findings)),
+        "<h2>On clean inputs that nothing was fitted on</h2>",
+        _table(_held_out_rows(manifest, findings)),
+        "<h2>Scores of clean inputs</h2>",
+        _SCORES_EXPLAINED,
+        _score_picture(manifest, findings),
+        "<h2>Bounds</h2>",
+        "<p>Every activation is capped. A site whose bounds are far above its neighbours' is a place to look at.</p>",
+        _bounds_picture(findings.upper),
+        "<h2>How it was fitted</h2>",
+        _table(_settings_rows(manifest)),
+        "<p>No finding on clean inputs says how many triggers will be caught: that depends on the attack.</p></html>",
+    ]
+    return "\n".join(parts).encode()
+
+
+def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
+    """Yield what a careful reader should know before trusting the guard."""
+    alert, held_out = manifest.thresholds["alert"], findings.held_out
+    n_flagged = round(held_out.measured_fpr * held_out.n_clean)
+    spread = (alert.target_fpr * (1 - alert.target_fpr) * (1 / held_out.n_clean + 1 / alert.n)) ** 0.5
+    if held_out.measured_fpr > alert.target_fpr + 3 * spread:
+        yield (
+            f"{n_flagged} of {held_out.n_clean} held-out clean inputs were flagged, more than chance allows at"
+            f" {alert.target_fpr:g}: the clean samples may not be alike."
+        )
+    if manifest.calibration["labels"] != "given":
+        yield "No labels were given: the original's own predictions stood in, and accuracies are agreement with them."
+    if alert.value <= 0:
+        yield "The alert threshold is not positive: the bounds hardly touch clean inputs and may not touch triggers."
+    if findings.skipped:
+        yield f"{len(findings.skipped)} images could not be read and were skipped, such as {findings.skipped[0]}."
+
+
+def _held_out_rows(manifest: Manifest, findings: Findings) -> Iterator[tuple[str, str]]:
+    held_out = findings.held_out
+    yield "inputs", str(held_out.n_clean)
+    yield "false-positive rate asked for", f"{held_out.target_fpr:.2%} (from {manifest.thresholds['alert'].n} inputs)"
+    yield "false-positive rate measured", f"{held_out.measured_fpr:.2%}"
+    for model in ("original", "bounded", "guarded"):
+        accuracy = getattr(held_out, f"{model}_clean_accuracy")
+        yield f"accuracy, {model}", "unknown" if accuracy is None else f"{accuracy:.2%}"
+
+
+def _settings_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "method", str(manifest.method["name"])
+    for key, value in {**manifest.method["settings"], **manifest.calibration, **manifest.preprocessing}.items():
+        yield key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)
+    yield "score", manifest.score
+    for name, threshold in manifest.thresholds.items():
+        yield f"{name} threshold", f"{threshold.value:.6g}"
+    yield "sites", str(len(manifest.sites))
+    yield "seed", str(manifest.seed)
+
+
+def _table(rows: Iterator[tuple[str, str]]) -> str:
+    cells = (f"<tr><td>{html.escape(a)}</td><td class='number'>{html.escape(b)}</td></tr>" for a, b in rows)
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _score_picture(manifest: Manifest, findings: Findings) -> str:
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    both = np.concatenate([findings.clean_scores, findings.held_out_scores])
+    edges = np.histogram_bin_edges(both[np.isfinite(both)], bins=60).tolist()
+    axes.hist(findings.clean_scores, bins=edges, color=_INK, alpha=0.85, label="threshold set")
+    axes.hist(findings.held_out_scores, bins=edges, color="#7fb2e5", alpha=0.85, label="held-out set")
+    for name, color in (("correct", _CORRECT), ("alert", _ALERT)):
+        axes.axvline(manifest.thresholds[name].value, color=color, linewidth=2, label=f"{name} threshold")
+    axes.set(yscale="log", xlabel=manifest.score.replace("_", " "), ylabel="clean inputs")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _bounds_picture(upper: Mapping[str, FloatArray]) -> str:
+    figure = Figure(figsize=(9, 0.8 + 0.26 * len(upper)), layout="constrained")
+    axes = figure.subplots()
+    values = [np.sort(v.ravel()) for v in upper.values()]
+    rows = np.arange(len(values))
+    axes.hlines(rows, [v[0] for v in values], [v[-1] for v in values], color="#b8c7d9", linewidth=5)
+    axes.scatter(
+        [float(np.median(v)) for v in values], rows, color=_INK, zorder=3, label="median; the bar is the range"
+    )
+    axes.set_yticks(rows, [name if len(name) < 40 else f"...{name[-37:]}" for name in upper], fontsize=8)
+    axes.set(xlabel="bound", ylim=(len(values) - 0.5, -0.5))
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "trigger-guard", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

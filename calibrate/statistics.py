@@ -1,0 +1,88 @@
+"""Means and standard deviations of activations on clean data, collected by onnxruntime in one forward pass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import onnx
+
+from calibrate.forward import forward
+from calibrate.sites import Progress, Rows, Site
+from guard.types import FloatArray
+
+__all__ = ["Moments", "Pooling", "site_moments"]
+
+Pooling = Literal["channel", "maximum", "neuron"]
+"""What one entry describes: a channel over inputs and positions; the maximum of a channel over the positions of one
+input, over inputs; one neuron, over inputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Count, mean and sum of squared deviations, which merge exactly (Chan, Golub and LeVeque 1979).
+
+    Args:
+        n: Values per entry.
+        mean: Shaped to broadcast against the activation, (1, K, 1, 1) or (1, K, H, W).
+        squares: The sum of squared deviations from the mean, shaped alike.
+    """
+
+    n: int
+    mean: FloatArray
+    squares: FloatArray
+
+    @classmethod
+    def of(cls, values: FloatArray, axes: tuple[int, ...]) -> Self:
+        """Return the moments of values over these axes, in float64."""
+        n = int(np.prod([values.shape[a] for a in axes]))
+        mean = values.mean(axis=axes, keepdims=True, dtype=np.float64)
+        deviations = values - mean.astype(values.dtype)
+        correction = deviations.sum(axis=axes, keepdims=True, dtype=np.float64) ** 2 / n
+        squares = np.square(deviations).sum(axis=axes, keepdims=True, dtype=np.float64) - correction
+        return cls(n=n, mean=mean, squares=np.maximum(squares, 0))
+
+    def merged(self, other: Self) -> Self:
+        """Return the moments of both sets of values together."""
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        return type(self)(
+            n=n,
+            mean=self.mean + delta * (other.n / n),
+            squares=self.squares + other.squares + delta**2 * (self.n * other.n / n),
+        )
+
+    @property
+    def std(self) -> FloatArray:
+        """The unbiased standard deviation (n - 1)."""
+        return np.asarray(np.sqrt(self.squares / max(self.n - 1, 1)))
+
+
+def site_moments(
+    model: onnx.ModelProto, sites: Sequence[Site], inputs: Rows, *, pooling: Pooling, progress: Progress
+) -> Mapping[str, Moments]:
+    """Return the moments of every site over the inputs.
+
+    Args:
+        model: The original.
+        sites: The activations.
+        inputs: N model-ready inputs.
+        pooling: What one entry describes.
+        progress: Told after every batch.
+    """
+    merged: dict[str, Moments] = {}
+    for done, values in forward(model, [site.tensor for site in sites], inputs):
+        for site in sites:
+            batch = _pooled_moments(values[site.tensor], site.channel_axis, pooling)
+            merged[site.tensor] = merged[site.tensor].merged(batch) if site.tensor in merged else batch
+        progress("activation statistics", done, len(inputs))
+    return merged
+
+
+def _pooled_moments(values: FloatArray, channel_axis: int, pooling: Pooling) -> Moments:
+    positions = tuple(a for a in range(1, values.ndim) if a != channel_axis)
+    if pooling == "channel":
+        return Moments.of(values, (0, *positions))
+    if pooling == "maximum":
+        return Moments.of(values.max(axis=positions, keepdims=True), (0,))
+    return Moments.of(values, (0,))
