@@ -1,0 +1,90 @@
+"""A classifier whose activations are clipped at bounds that take gradients."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calibrate.differentiable import Change, DifferentiableModel
+from calibrate.sites import Site
+from guard.types import FloatArray, IntArray
+
+__all__ = ["ClippedClassifier", "LabelledInputs", "clip_at"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledInputs:
+    """Inputs (N, ...) in memory and their classes (N,)."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, inputs: FloatArray, labels: IntArray) -> "LabelledInputs":
+        """Share the arrays' memory."""
+        return cls(inputs=torch.from_numpy(inputs), labels=torch.from_numpy(labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and labels in order, ``size`` rows at a time."""
+        for start in range(0, len(self), size):
+            yield self.inputs[start : start + size], self.labels[start : start + size]
+
+
+def clip_at(upper: Tensor) -> Change:
+    """Return the change x -> min(x, upper)."""
+    return lambda x: torch.minimum(x, upper.to(x.dtype))
+
+
+class ClippedClassifier:
+    """The original with min(x, upper) at every site.
+
+    Args:
+        model: The original.
+        logits: The name of the tensor (N, C) that holds the logits.
+        sites: The activations to clip.
+        batch_size: Inputs per forward and backward pass: what memory grows with.
+        device: Where to compute, as torch names it.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, logits: str, sites: Sequence[Site], *, batch_size: int, device: str = "cpu"
+    ) -> None:
+        self._model = DifferentiableModel(model, device=device)
+        self._logits = logits
+        self._sites = tuple(site.tensor for site in sites)
+        self._batch_size = batch_size
+        self.device = torch.device(device)
+
+    def logits(self, inputs: Tensor, upper: Mapping[str, Tensor]) -> Tensor:
+        """Return float32 logits (N, C) with the bounds put in; a site without a bound stays as it is."""
+        at = {site: clip_at(upper[site]) for site in self._sites if site in upper}
+        (logits,) = self._model(inputs, outputs=[self._logits], at=at)
+        return logits.float()
+
+    def add_cross_entropy_gradients(self, data: LabelledInputs, parameters: Mapping[str, Tensor]) -> float:
+        """Add the gradients of the mean cross-entropy over all data to the bounds' gradients; return that mean.
+
+        The sum over mini-batches is the gradient of the whole: the original normalises row by row.
+        """
+        total = 0.0
+        for inputs, labels in data.batches(self._batch_size):
+            logits = self.logits(inputs, {site: p.relu() for site, p in parameters.items()})
+            loss = F.cross_entropy(logits, labels.to(self.device), reduction="sum") / len(data)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            total += loss.item()
+        return total
+
+    @torch.no_grad()
+    def accuracy(self, data: LabelledInputs, upper: Mapping[str, Tensor]) -> float:
+        """Return the fraction of the data that is classified as labelled."""
+        n_right = 0
+        for inputs, labels in data.batches(self._batch_size):
+            predicted = self.logits(inputs, upper).argmax(1)
+            n_right += int((predicted == labels.to(self.device)).sum())
+        return n_right / len(data)
