@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=_PROGRAM,
         description="Serve a guarded model over the Open Inference Protocol (KServe v2, gRPC).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     server, limits = ServerConfig(), Limits()
     parser.add_argument("bundle", metavar="DIR", type=Path, help="a bundle that guard-calibrate fit wrote")

@@ -1,0 +1,130 @@
+"""guard-serve as a process of its own, and an unmodified client in another."""
+
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from bundles import tiny_bundle
+
+from serving.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_S = 60
+
+CLIENT = """
+import sys
+import numpy as np
+import tritonclient.grpc as triton
+
+client = triton.InferenceServerClient(sys.argv[1])
+assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("tiny")
+metadata = client.get_model_metadata("tiny", as_json=True)
+print([tensor["name"] for tensor in metadata["outputs"]])
+print(client.get_model_config("tiny").config.max_batch_size)
+tensor = triton.InferInput("x", [2, 3], "FP32")
+tensor.set_data_from_numpy(np.array([[1, 2, 3], [9, 1, 0]], dtype=np.float32))
+answer = client.infer("tiny", [tensor], request_id="7")
+print(answer.get_response().id, answer.as_numpy("guard_flagged").tolist(), answer.as_numpy("y").tolist())
+one = client.infer("tiny", [tensor], outputs=[triton.InferRequestedOutput("guard_corrected_class")])
+print(one.as_numpy("guard_corrected_class").tolist(), one.as_numpy("y"))
+print(client.get_inference_statistics("tiny").model_stats[0].inference_count)
+print(client.get_model_repository_index().models[0].state)
+"""
+
+CLIENT_SEES = """\
+['y', 'guard_flagged', 'guard_predicted_class', 'guard_corrected_class']
+1024
+7 [False, True] [[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]
+[2, 1] None
+4
+READY
+"""
+
+
+def start(*arguments):
+    command = [sys.executable, "-W", "error", "-m", "serving", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def process(*arguments):
+    """Start guard-serve and yield it with the line it says when ready; kill it if it outlives the block."""
+    with start(*arguments, "--port", "0", "--metrics-port", "0", "--threads", "1") as serving:
+        try:
+            yield serving, serving.stdout.readline()
+        finally:
+            serving.kill()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("guard-serve"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_unmodified_client_is_served_until_the_server_is_told_to_stop(bundle, number):
+    with process(bundle) as (serving, ready):
+        said = re.fullmatch(
+            r"guard-serve: serving tiny on (127\.0\.0\.1:\d+), metrics on http://127\.0\.0\.1:\d+/metrics\n", ready
+        )
+        client = subprocess.run(
+            [sys.executable, "-c", CLIENT, said[1]], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        assert (client.stdout, client.stderr) == (CLIENT_SEES, "")
+        serving.send_signal(number)
+        assert serving.communicate(timeout=TIMEOUT_S) == ("", "")
+        assert serving.returncode == 0
+
+
+def test_flags_reach_the_server(bundle):
+    with process(bundle, "--model-name", "mine", "--on-flag", "reject", "--max-rows", "1") as (_, ready):
+        assert "serving mine on" in ready
+
+
+def test_a_second_server_on_the_port_fails_with_one_line(bundle):
+    with process(bundle) as (_, ready):
+        port = re.search(r"127\.0\.0\.1:(\d+),", ready)[1]
+        with start(bundle, "--port", port, "--metrics-port", "0") as second:
+            said = second.communicate(timeout=TIMEOUT_S)
+    reason = f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port or --host"
+    assert said == ("", f"guard-serve: error: {reason}\n")
+    assert second.returncode == 2
+
+
+WRONG = {
+    "no bundle": (["/nowhere"], "/nowhere is no folder"),
+    "no argument": ([], "the following arguments are required: DIR"),
+    "port": (["d", "--port", "65536"], "'65536' is no whole number from 0 to 65535"),
+    "rows": (["d", "--max-rows", "0"], "'0' is no whole number from 1"),
+    "threads": (["d", "--threads", "two"], "'two' is no whole number from 1"),
+    "grace": (["d", "--grace-s", "nan"], "'nan' is no number of seconds from 0"),
+    "mode": (["d", "--on-flag", "ignore"], "invalid choice: 'ignore'"),
+    "name": (["d", "--model-name", " "], "must not be empty"),
+    "flag": (["d", "--upstraem", "x"], "unrecognized arguments"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG.values(), ids=WRONG)
+def test_a_mistake_of_the_operator_is_one_line_and_status_two(arguments, words, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    said = capsys.readouterr().err
+    assert status == 2
+    assert said.startswith("guard-serve: error: ")
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_every_flag_is_explained_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    section = page.split("## guard-serve", 1)[1].split("\n## ", 1)[0]
+    assert flags == set(re.findall(r"^\| `(--[a-z-]+)", section, flags=re.MULTILINE))
