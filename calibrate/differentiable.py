@@ -126,7 +126,14 @@ class DifferentiableModel:
 
 
 def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    return inliner.inline_local_functions(model) if model.functions else model
+    """Write out the model's functions, and the operators unknown here that ONNX defines by others (Attention)."""
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    own = {node.op_type for node in model.graph.node if node.domain in {"", "ai.onnx"}}
+    unknown = [("", op_type) for op_type in sorted(own - OPERATORS.keys())]
+    if not unknown:
+        return model
+    return inliner.inline_selected_functions(model, unknown, exclude=False, inline_schema_functions=True)
 
 
 def _read_nodes(model: onnx.ModelProto) -> list[Node]:

@@ -233,3 +233,14 @@ def test_functions_of_the_model_are_inlined():
     model = helper.make_model(_graph(node), functions=[double], opset_imports=imports)
     (y,) = DifferentiableModel(model)(X, outputs=["y"])
     assert y.tolist() == [[-2, 4], [6, 8]]
+
+
+def test_an_operator_that_onnx_defines_by_others_is_written_out():
+    names = ("query", "key", "value")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2, 5, 8]) for name in names]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2, 5, 8])
+    graph = helper.make_graph([helper.make_node("Attention", names, ["y"])], "graph", values, [result])
+    model = DifferentiableModel(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]))
+    parts = torch.rand(3, 4, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    (y,) = model(dict(zip(names, parts, strict=True)), outputs=["y"])
+    torch.testing.assert_close(y, torch.nn.functional.scaled_dot_product_attention(*parts))
