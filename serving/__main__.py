@@ -94,17 +94,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metrics-port", type=_port, default=server.metrics_port, metavar="N", help="Prometheus port; 0: any free one"
     )
-    parser.add_argument("--model-name", type=_name, metavar="NAME", help="what clients call the model")
+    parser.add_argument(
+        "--model-name", type=_name, metavar="NAME", help="what clients call the model; None: its name in the bundle"
+    )
     parser.add_argument(
         "--on-flag", choices=[mode.value for mode in OnFlag], default=server.on_flag.value, help="what clients get"
     )
     parser.add_argument("--expose-scores", action="store_true", help="answer with p-values too")
     parser.add_argument("--device", choices=sorted(_PROVIDERS), default="cpu", help="where the models run")
     parser.add_argument("--threads", type=_from_one, metavar="N", help="threads of one model run; None: all cores")
-    parser.add_argument("--max-message-bytes", type=_from_one, default=limits.max_message_bytes, metavar="N")
-    parser.add_argument("--max-in-flight", type=_from_one, default=limits.max_in_flight, metavar="N")
-    parser.add_argument("--max-rows", type=_from_one, default=limits.max_rows, metavar="N")
-    parser.add_argument("--grace-s", type=_seconds, default=limits.grace_s, metavar="S")
+    for flag, default, meaning in (
+        ("--max-message-bytes", limits.max_message_bytes, "longest request"),
+        ("--max-in-flight", limits.max_in_flight, "requests that wait or run at once"),
+        ("--max-rows", limits.max_rows, "rows of one request"),
+    ):
+        parser.add_argument(flag, type=_from_one, default=default, metavar="N", help=meaning)
+    parser.add_argument(
+        "--grace-s", type=_seconds, default=limits.grace_s, metavar="S", help="time to finish once told to stop"
+    )
     return parser
 
 

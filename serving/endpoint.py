@@ -46,6 +46,9 @@ class Served:
 class Endpoint:
     """Answers for one guarded model; used from one event loop.
 
+    Its ``name``, ``inputs``, ``outputs`` and ``max_rows`` are what clients are told; its ``runner`` knows whether the
+    server is stopping.
+
     Args:
         guard: Judges the rows.
         config: Name, mode and limits.

@@ -155,6 +155,7 @@ def test_typed_contents_out_of_range_or_place_are_refused(datatype, contents, me
         ("BOOL", b"\x02", "the byte 2; BOOL takes 0 and 1"),
         ("BYTES", b"\x01\0\0", "ends within the length of element 0"),
         ("BYTES", b"\xff\xff\xff\xffab", "short of element 0"),
+        ("BYTES", b"\x02\0\0\0a", "ends 1 bytes short of element 0"),
         ("BYTES", b"", "holds 0 elements; its shape takes 1"),
         ("BYTES", b"\0\0\0\0" * 3, "holds more than 1 elements"),
     ],
@@ -185,6 +186,11 @@ def test_outputs_come_as_asked_or_all_of_them():
 def test_outputs_that_cannot_be_given_are_refused(names, message):
     with pytest.raises(InputError, match=message):
         requested_outputs(outputs(*names), ["a", "b"])
+
+
+def test_elements_that_are_no_bytes_are_refused():
+    with pytest.raises(InputError, match="holds str; it takes bytes"):
+        to_raw(np.array(["a"], dtype=object))
 
 
 def test_a_dtype_that_the_protocol_lacks_is_refused():

@@ -7,8 +7,11 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
-from bundles import tiny_bundle
+from bundles import TRIGGERED, tiny_bundle
+from servers import infer_request
 
 from serving.__main__ import main
 
@@ -81,8 +84,16 @@ def test_an_unmodified_client_is_served_until_the_server_is_told_to_stop(bundle,
 
 
 def test_flags_reach_the_server(bundle):
-    with process(bundle, "--model-name", "mine", "--on-flag", "reject", "--max-rows", "1") as (_, ready):
-        assert "serving mine on" in ready
+    flags = ["--model-name", "mine", "--on-flag", "reject", "--max-rows", "2", "--max-message-bytes", "999"]
+    with process(bundle, *flags) as (_, ready), grpc.insecure_channel(ready.split()[4].strip(",")) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        words = [
+            call.future(infer_request(rows, model="mine").SerializeToString(), timeout=TIMEOUT_S).exception().details()
+            for rows in (TRIGGERED, np.zeros((3, 3)), np.zeros((99, 3)))
+        ]
+    assert "rejects 1 of 1 rows" in words[0]
+    assert "the limit is 2" in words[1]
+    assert "999" in words[2]
 
 
 def test_a_second_server_on_the_port_fails_with_one_line(bundle):

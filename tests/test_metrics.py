@@ -2,6 +2,7 @@
 
 import re
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -11,6 +12,7 @@ from bundles import CLEAN, TRIGGERED, manifest
 from prometheus_client import CollectorRegistry
 from servers import TIMEOUT_S, infer_request, live
 
+from guard.types import TensorSpec
 from serving.metrics import Metrics
 
 DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -95,9 +97,7 @@ def test_a_second_set_in_one_registry_is_refused():
 
 def test_a_model_of_very_many_classes_lists_only_those_that_were_flagged():
     registry = CollectorRegistry()
-    output = {"name": "y", "dtype": "float32", "shape": (None, 1001)}
-    many = manifest()
-    many = type(many)(**{**{f: getattr(many, f) for f in many.__slots__}, "output": type(many.output)(**output)})
+    many = replace(manifest(), output=TensorSpec(name="y", dtype="float32", shape=(None, 1001)))
     Metrics(registry).add_model("m", many, version="1")
     assert registry.get_sample_value("guard_flagged_rows_total", {"model": "m", "predicted_class": "0"}) is None
 

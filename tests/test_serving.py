@@ -1,9 +1,11 @@
 """A real server and a real channel: what clients are told, and that nothing they send stops it."""
 
+from dataclasses import replace
+
 import grpc
 import numpy as np
 import pytest
-from bundles import CLEAN, CORRECTED, TRIGGERED, tiny_bundle
+from bundles import CLEAN, CORRECTED, TRIGGERED, manifest, tiny_bundle
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -12,7 +14,9 @@ from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_gu
 import serving.errors
 from guard import Guard
 from guard.errors import BundleError, GuardError, InputError, ModelError
+from guard.types import TensorSpec
 from serving._pb import open_inference_pb2 as pb
+from serving.answers import output_specs
 from serving.config import OnFlag
 from serving.errors import FlaggedError
 from serving.status import STATUS, refusal
@@ -272,6 +276,18 @@ def test_health_knows_the_server_and_its_model_by_name(server):
     with pytest.raises(grpc.RpcError) as caught:
         health.Check(health_pb2.HealthCheckRequest(service="no"), timeout=TIMEOUT_S)
     assert caught.value.code() == Code.NOT_FOUND
+
+
+def test_watching_an_unknown_name_says_so_and_waits(server):
+    watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service="no"))
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+
+
+def test_an_output_that_is_named_as_one_of_the_guards_is_refused():
+    output = TensorSpec(name="guard_flagged", dtype="float32", shape=(None, 3))
+    with pytest.raises(BundleError, match="named guard_flagged, which the guard adds"):
+        output_specs(replace(manifest(), output=output), on_flag=OnFlag.CORRECT, expose_scores=False)
 
 
 def test_every_health_watcher_hears_of_the_end_even_if_another_left():
