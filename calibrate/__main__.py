@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -29,11 +30,11 @@ _LABEL_WIDTH = 30
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run guard-calibrate and return its exit status: 0, or 2 with one line on standard error."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         options.run(options)
     except GuardError as error:
-        print(f"guard-calibrate: error: {error}", file=sys.stderr)
+        print(f"guard-calibrate: error: {' '.join(str(error).split())}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
         print("guard-calibrate: interrupted; nothing was written", file=sys.stderr)
@@ -52,7 +53,8 @@ def _fit(options: argparse.Namespace) -> None:
         limit=options.limit,
         seed=options.seed,
     )
-    manifest, findings = fit_bundle(options.model, options.data, options.bundle, settings, ProgressReport())
+    with ProgressReport(sys.stderr) as progress:
+        manifest, findings = fit_bundle(options.model, options.data, options.bundle, settings, progress)
     for warning in warnings_of(manifest, findings):
         print(f"warning: {warning}", file=sys.stderr)
     _print_rows(_evaluation_rows(findings.held_out))
@@ -60,15 +62,15 @@ def _fit(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    _check_json_place(options.json)
     guard = Guard.load(options.bundle)
-    progress = ProgressReport()
-    clean = _samples(guard.manifest, options.clean, options, progress)
     triggered = None
-    if options.triggered is not None:
-        triggered = _with_target(
-            _samples(guard.manifest, options.triggered, options, progress), options, guard.manifest
-        )
-    evaluation = evaluate_bundle(guard, clean, triggered, progress)
+    with ProgressReport(sys.stderr) as progress:
+        clean = _samples(guard.manifest, options.clean, options, progress)
+        if options.triggered is not None:
+            samples = _samples(guard.manifest, options.triggered, options, progress)
+            triggered = _with_target(samples, options, guard.manifest)
+        evaluation = evaluate_bundle(guard, clean, triggered, progress)
     if options.json is not None:
         _write_json(options.json, asdict(evaluation))
     _print_rows(_evaluation_rows(evaluation))
@@ -142,6 +144,12 @@ def _print_rows(rows: Iterator[tuple[str, str]]) -> None:
         print(f"{key:<{_LABEL_WIDTH}}{value}")
 
 
+def _check_json_place(path: str | None) -> None:
+    """Refuse, before long work, what can be no file."""
+    if path is not None and (not Path(path).name or Path(path).is_dir()):
+        raise InputError(f"--json is {path!r}, which is a folder; give the name of a file")
+
+
 def _write_json(path: str, content: dict[str, object]) -> None:
     target = Path(path)
     staging = target.with_name(f".{target.name}.partial")
@@ -150,13 +158,20 @@ def _write_json(path: str, content: dict[str, object]) -> None:
         staging.write_text(json.dumps(content, indent=2) + "\n")
         staging.replace(target)
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error
+        staging.unlink(missing_ok=True)
+        raise InputError(f"cannot write {target}: {error.strerror}; choose another place for --json") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that tells a wrong command line as any other error is told: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="guard-calibrate", description="Learn, measure and show a guard for an ONNX classifier."
-    )
+    parser = _Parser(prog="guard-calibrate", description="Learn, measure and show a guard for an ONNX classifier.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands.add_parser("fit", help="fit a guard and save it as a bundle"))
     evaluate = commands.add_parser("evaluate", help="measure a bundle on clean and triggered data")
@@ -200,7 +215,15 @@ def _add_draw(parser: argparse.ArgumentParser, *, limit: int | None) -> None:
     parser.add_argument(
         "--limit", type=int, default=limit, metavar="N", help=f"draw at most N samples ({limit or 'all'})"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn at random (%(default)s)")
+    parser.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of everything drawn at random (%(default)s)"
+    )
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
+from onnx import numpy_helper
 
 __all__ = ["ACTIVATION_OPS", "Activation", "find_activations"]
 
@@ -20,11 +21,12 @@ ACTIVATION_OPS = frozenset({
 
 _NONLINEAR = ACTIVATION_OPS | {"Erf", "Exp"}
 _ELEMENTWISE = _NONLINEAR | {"Mul", "Div", "Add", "Sub", "Pow", "Neg", "Identity", "Cast", "Sqrt", "Reciprocal", "Log"}
-_SCALING = ("Mul", "Div")
 _PASS_THROUGH = ("Identity", "Cast", "Dropout")
+_WITH_ACTIVATION = ("FusedConv", "FusedGemm")  # onnxruntime's, as it saves graphs that it has optimised
 _MAX_DEPTH = 12
-_LINEAR = {"MatMul": True, "Gemm": True, "LayerNormalization": True, "Conv": False, "ConvTranspose": False,
-           "BatchNormalization": False, "MaxPool": False, "AveragePool": False, "GlobalAveragePool": False}  # fmt: skip
+_LINEAR = {"MatMul": True, "Gemm": True, "FusedMatMul": True, "FusedGemm": True, "LayerNormalization": True,
+           "Conv": False, "FusedConv": False, "ConvTranspose": False, "BatchNormalization": False, "MaxPool": False,
+           "AveragePool": False, "GlobalAveragePool": False}  # fmt: skip
 """Whether what an operator gives has its channels last."""
 
 
@@ -52,111 +54,165 @@ def find_activations(graph: onnx.GraphProto) -> tuple[Activation, ...]:
         tensor = node.output[0] if node.output else ""
         if tensor not in reading.live:
             continue
-        if node.op_type in ACTIVATION_OPS:
-            found[tensor] = node.op_type
+        if (function := _own_function(node)) is not None:
+            found[tensor] = function
         elif (gated := _gated(node, reading)) is not None:
             found[tensor] = gated.function
             inner |= gated.inside
-    merged = _absorb_scaling({t: f for t, f in found.items() if t not in inner}, reading)
-    order = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    ends = {_past_scaling(t, f, reading): f for t, f in found.items() if t not in inner}
     return tuple(
-        Activation(tensor=t, function=f, channels_last=_channels_last(t, reading))
-        for t, f in sorted(merged.items(), key=lambda item: order[item[0]])
+        Activation(tensor=t, function=ends[t], channels_last=_channels_last(t, reading))
+        for t in sorted(ends, key=reading.order.__getitem__)
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Graph:
     producers: Mapping[str, onnx.NodeProto]
+    order: Mapping[str, int]  # of the producers
     consumers: Mapping[str, list[onnx.NodeProto]]
     live: frozenset[str]  # tensors that depend on a graph input
+    outputs: frozenset[str]
+    scalars: Mapping[str, float]  # constants of one element
 
     @classmethod
     def read(cls, graph: onnx.GraphProto) -> "_Graph":
-        weights = {i.name for i in graph.initializer}
-        live = {i.name for i in graph.input} - weights
+        live = {i.name for i in graph.input} - {i.name for i in graph.initializer}
         consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
-            if live.intersection(node.input) and node.op_type not in ("Shape", "Size"):
-                live.update(node.output)
-            for name in node.input:
+            read = set(_names_read(node))
+            if live & read and node.op_type not in ("Shape", "Size"):
+                live.update(filter(None, node.output))
+            for name in read:
                 consumers.setdefault(name, []).append(node)
-        producers = {name: node for node in graph.node for name in node.output}
-        return cls(producers=producers, consumers=consumers, live=frozenset(live))
+        return cls(
+            producers={name: node for node in graph.node for name in node.output},
+            order={name: place for place, node in enumerate(graph.node) for name in node.output},
+            consumers=consumers,
+            live=frozenset(live),
+            outputs=frozenset(o.name for o in graph.output),
+            scalars=dict(_scalars(graph)),
+        )
 
     def sources(self, node: onnx.NodeProto) -> list[str]:
         """Return the node's inputs that depend on the graph's input."""
         return [name for name in node.input if name in self.live]
 
+    def stays_within(self, tensor: str, makers: frozenset[str]) -> bool:
+        """Say whether nobody reads the tensor but the nodes that make these."""
+        return tensor not in self.outputs and all(
+            makers.issuperset(consumer.output) for consumer in self.consumers.get(tensor, [])
+        )
+
+
+def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield what a node reads, its sub-graphs included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _names_read(inner)
+            yield from (output.name for output in graph.output)
+
+
+def _scalars(graph: onnx.GraphProto) -> Iterator[tuple[str, float]]:
+    constants = (node for node in graph.node if node.op_type == "Constant")
+    held = [(tensor.name, tensor) for tensor in graph.initializer]
+    held += [(node.output[0], a.t) for node in constants for a in node.attribute if a.name == "value"]
+    for name, tensor in held:
+        if all(size == 1 for size in tensor.dims) and tensor.data_location != onnx.TensorProto.EXTERNAL:
+            value = numpy_helper.to_array(tensor)
+            if value.dtype.kind in "fiu":
+                yield name, float(value.reshape(()))
+
+
+def _own_function(node: onnx.NodeProto) -> str | None:
+    """Return the activation function that a node applies all by itself."""
+    if node.op_type in _WITH_ACTIVATION:
+        return next((a.s.decode() for a in node.attribute if a.name == "activation" and a.s), None)
+    return node.op_type if node.op_type in ACTIVATION_OPS else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gated:
     function: str
-    inside: frozenset[str]
+    inside: frozenset[str]  # tensors that nobody else reads
 
 
 def _gated(node: onnx.NodeProto, graph: _Graph) -> _Gated | None:
-    """Recognise a product of two elementwise functions of one tensor, one of them nonlinear."""
+    """Recognise a product of two elementwise functions of one tensor, one of them nonlinear.
+
+    A quotient counts too: x / (1 + exp(-x)).
+    """
     factors = graph.sources(node)
-    if node.op_type != "Mul" or len(factors) != 2:
+    if node.op_type not in ("Mul", "Div") or len(set(factors)) != 2:
         return None
-    paths = [dict(_upstream(f, graph)) for f in factors]
-    shared = [t for t in paths[0] if t in paths[1]]
-    if not shared:
-        return None
-    inside = {t for path in paths for t in _between(path, shared[0])}
-    nonlinear = [graph.producers[t].op_type for t in sorted(inside) if graph.producers[t].op_type in _NONLINEAR]
-    if not nonlinear or not _closed(inside, shared[0], graph):
-        return None
-    return _Gated(function=f"Gated{nonlinear[0]}", inside=frozenset(inside))
-
-
-def _upstream(tensor: str, graph: _Graph) -> Iterator[tuple[str, int]]:
-    """Yield the tensors that this one comes from by elementwise nodes, itself first, with their distance."""
-    frontier, seen = [(tensor, 0)], {tensor}
-    while frontier:
-        name, depth = frontier.pop(0)
-        yield name, depth
-        node = graph.producers.get(name)
-        if node is None or node.op_type not in _ELEMENTWISE or depth >= _MAX_DEPTH:
-            continue
-        fresh = [s for s in graph.sources(node) if s not in seen]
-        seen.update(fresh)
-        frontier += [(s, depth + 1) for s in fresh]
-
-
-def _between(path: Mapping[str, int], source: str) -> set[str]:
-    return {t for t, depth in path.items() if depth < path[source]}
-
-
-def _closed(inside: set[str], source: str, graph: _Graph) -> bool:
-    """Say whether everything inside comes from the source alone."""
-    return all(set(graph.sources(graph.producers[t])) <= inside | {source} for t in inside)
-
-
-def _absorb_scaling(found: dict[str, str], graph: _Graph) -> dict[str, str]:
-    """Move a gated activation past constant factors that end it, as in x * (1 + erf(x)) * 0.5."""
-    merged = {}
-    for tensor, function in found.items():
-        end = tensor
-        while function.startswith("Gated") and (following := _only_scaling(end, graph)) is not None:
-            end = following
-        merged[end] = function
-    return merged
-
-
-def _only_scaling(tensor: str, graph: _Graph) -> str | None:
-    consumers = graph.consumers.get(tensor, [])
-    if len(consumers) == 1 and consumers[0].op_type in _SCALING and len(graph.sources(consumers[0])) == 1:
-        return str(consumers[0].output[0])
+    first, second = (_upstream(factor, graph) for factor in factors)
+    for source in first:
+        inside = _between(source, factors, graph) if source in second else None
+        if inside is not None and (function := _first_nonlinear(inside, graph)) is not None:
+            makers = inside | set(node.output)
+            private = frozenset(t for t in inside if graph.stays_within(t, makers))
+            return _Gated(function=f"Gated{function}", inside=private)
     return None
+
+
+def _upstream(tensor: str, graph: _Graph) -> Mapping[str, int]:
+    """Return the tensors that this one comes from by elementwise nodes, nearest first, with their distance."""
+    depths, frontier = {tensor: 0}, [tensor]
+    for name in frontier:
+        node = graph.producers.get(name)
+        if node is None or node.op_type not in _ELEMENTWISE or depths[name] >= _MAX_DEPTH:
+            continue
+        fresh = [s for s in dict.fromkeys(graph.sources(node)) if s not in depths]
+        depths.update((s, depths[name] + 1) for s in fresh)
+        frontier += fresh
+    return depths
+
+
+def _between(source: str, factors: list[str], graph: _Graph) -> frozenset[str] | None:
+    """Return the tensors on the way from the source to the factors; None where they come from anything else too."""
+    inside: set[str] = set()
+    frontier = [f for f in factors if f != source]
+    for name in frontier:
+        node = graph.producers.get(name)
+        if node is None or node.op_type not in _ELEMENTWISE or len(inside) > 2 * _MAX_DEPTH:
+            return None
+        inside.add(name)
+        frontier += [s for s in graph.sources(node) if s != source and s not in inside]
+    return frozenset(inside)
+
+
+def _first_nonlinear(tensors: frozenset[str], graph: _Graph) -> str | None:
+    made_by = (str(graph.producers[t].op_type) for t in sorted(tensors, key=graph.order.__getitem__))
+    return next((op for op in made_by if op in _NONLINEAR), None)
+
+
+def _past_scaling(tensor: str, function: str, graph: _Graph) -> str:
+    """Return where a gated activation ends: after positive scalar factors, as in x * (1 + erf(x)) * 0.5.
+
+    A factor per channel is left alone: it is a normalisation's, belongs to what follows, and may be negative.
+    """
+    while function.startswith("Gated") and (scaled := _only_scaled(tensor, graph)) is not None:
+        tensor = scaled
+    return tensor
+
+
+def _only_scaled(tensor: str, graph: _Graph) -> str | None:
+    consumers = graph.consumers.get(tensor, [])
+    if len(consumers) != 1 or tensor in graph.outputs:
+        return None
+    (node,) = consumers
+    is_scaling = node.op_type == "Mul" or (node.op_type == "Div" and node.input[0] == tensor)
+    factors = [graph.scalars.get(name, 0.0) for name in node.input if name != tensor]
+    return str(node.output[0]) if is_scaling and len(factors) == 1 and factors[0] > 0 else None
 
 
 def _channels_last(tensor: str, graph: _Graph) -> bool:
     """Follow the activation back to the operator that made its channels."""
-    frontier, seen = [tensor], {tensor}
-    while frontier:
-        node = graph.producers.get(frontier.pop(0))
+    seen, frontier = {tensor}, [tensor]
+    for name in frontier:
+        node = graph.producers.get(name)
         if node is None:
             continue
         if node.op_type in _LINEAR:

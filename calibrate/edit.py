@@ -5,7 +5,8 @@ sub-graphs too, keeps reading the name it knows. One bound per site is a Clip, w
 channel or neuron is a Min with a broadcast initializer, the cheapest exact form measured (benchmarks/results.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, count
 
 import numpy as np
 import onnx
@@ -22,6 +23,8 @@ MARK = "trigger_guard.bounds"
 
 _UNBOUNDED = "/unbounded"
 _UPPER = "/upper_bound"
+_BOUND = "/bound"
+_FREE_INITIALIZERS = 4  # the IR version since which an initializer need not be an input of the graph
 
 
 def insert_bounds(model: onnx.ModelProto, bounds: ActivationBounds, sites: Sequence[Site]) -> onnx.ModelProto:
@@ -41,13 +44,16 @@ def insert_bounds(model: onnx.ModelProto, bounds: ActivationBounds, sites: Seque
     bounded.CopyFrom(model)
     graph = bounded.graph
     dtypes = {site.tensor: site.dtype for site in sites}
+    taken = set(_names(graph))
     nodes: list[onnx.NodeProto] = []
     placed: set[str] = set()
     for node in graph.node:
         nodes.append(node)
         for tensor in [t for t in node.output if t in bounds.upper]:
-            upper = _representable(bounds.upper[tensor], dtypes[tensor])
-            nodes.append(_bound_node(graph, node, tensor, upper))
+            upper = _representable(tensor, bounds.upper[tensor], dtypes[tensor])
+            constant, bound = _bound_nodes(node, tensor, upper, taken)
+            nodes += _hold(graph, constant, as_initializer=model.ir_version >= _FREE_INITIALIZERS)
+            nodes.append(bound)
             placed.add(tensor)
     if missing := sorted(bounds.upper.keys() - placed):
         raise CalibrationError(f"{missing[0]!r} is no tensor that a node of the graph gives; find the sites again")
@@ -72,22 +78,53 @@ def check_edited(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _bound_node(graph: onnx.GraphProto, node: onnx.NodeProto, tensor: str, upper: FloatArray) -> onnx.NodeProto:
-    """Let the node write the unbounded tensor, and return the node that bounds it."""
-    outputs = [tensor + _UNBOUNDED if name == tensor else name for name in node.output]
+def _bound_nodes(
+    node: onnx.NodeProto, tensor: str, upper: FloatArray, taken: set[str]
+) -> tuple[onnx.TensorProto, onnx.NodeProto]:
+    """Let the node write the unbounded tensor; return the bound as a constant, and the node that applies it."""
+    unbounded, limit, name = (_fresh(tensor + ending, taken) for ending in (_UNBOUNDED, _UPPER, _BOUND))
+    outputs = [unbounded if output == tensor else output for output in node.output]
     del node.output[:]
     node.output.extend(outputs)
-    is_scalar = bool((upper == upper.flat[0]).all())
-    graph.initializer.append(numpy_helper.from_array(upper.reshape(-1)[0] if is_scalar else upper, tensor + _UPPER))
-    name = f"{tensor}/bound"
-    if is_scalar:
-        return helper.make_node("Clip", [tensor + _UNBOUNDED, "", tensor + _UPPER], [tensor], name=name)
-    return helper.make_node("Min", [tensor + _UNBOUNDED, tensor + _UPPER], [tensor], name=name)
+    if (upper == upper.flat[0]).all():
+        constant = numpy_helper.from_array(upper.reshape(-1)[0], limit)
+        return constant, helper.make_node("Clip", [unbounded, "", limit], [tensor], name=name)
+    return numpy_helper.from_array(upper, limit), helper.make_node("Min", [unbounded, limit], [tensor], name=name)
 
 
-def _representable(upper: FloatArray, dtype: str) -> FloatArray:
+def _hold(graph: onnx.GraphProto, constant: onnx.TensorProto, *, as_initializer: bool) -> list[onnx.NodeProto]:
+    """Put the constant into the graph; return the node that takes, where an initializer would have to be an input."""
+    if as_initializer:
+        graph.initializer.append(constant)
+        return []
+    return [helper.make_node("Constant", [], [constant.name], value=constant)]
+
+
+def _representable(tensor: str, upper: FloatArray, dtype: str) -> FloatArray:
+    if np.isnan(upper).any():
+        raise CalibrationError(f"the bound of {tensor!r} is not a number; check the clean samples and their scale")
     limits = np.finfo(dtype)
     return np.asarray(np.clip(upper, limits.min, limits.max), dtype=dtype)
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield every name that a graph uses, its sub-graphs included."""
+    yield from (value.name for value in chain(graph.input, graph.output, graph.value_info))
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    for node in graph.node:
+        yield from (node.name, *node.input, *node.output)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _names(inner)
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    """Return the name, numbered where it is taken, and take it."""
+    numbered = (f"{name}_{k}" for k in count(2))
+    fresh = name if name not in taken else next(n for n in numbered if n not in taken)
+    taken.add(fresh)
+    return fresh
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:

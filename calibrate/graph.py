@@ -1,11 +1,13 @@
 """Read an ONNX classifier: its input and output, where its logits are, and the activations that can be bounded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from calibrate.activations import Activation, find_activations
 from calibrate.sites import Site
@@ -13,7 +15,7 @@ from guard.errors import CalibrationError, InputError, ModelError
 from guard.model import OrtModel
 from guard.types import TensorSpec
 
-__all__ = ["OLDEST_OPSET", "Classifier", "find_sites", "read_classifier", "serialize", "with_outputs"]
+__all__ = ["OLDEST_OPSET", "Classifier", "expose_logits", "find_sites", "read_classifier", "serialize", "with_outputs"]
 
 OLDEST_OPSET = 11
 
@@ -63,8 +65,7 @@ def read_classifier(path: str | Path) -> Classifier:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{file} is no file; give the path of an ONNX model")
-    source = file.read_bytes()
-    model = _parse(file)
+    source, model = _parse(file)
     _check_opset(model, file)
     try:
         session = OrtModel(serialize(model), label=file.name)
@@ -95,13 +96,26 @@ def find_sites(model: onnx.ModelProto) -> tuple[Site, ...]:
     """
     output_names = {o.name for o in model.graph.output}
     found = [a for a in find_activations(model.graph) if a.tensor not in output_names]
-    if not found:
+    specs = _specs(model, [a.tensor for a in found])
+    sites = tuple(_site(a, spec) for a, spec in zip(found, specs, strict=True) if _is_boundable(spec))
+    if not sites:
         raise CalibrationError(
             "the model has no activation to bound: no Relu, Clip, Gelu or other activation function lies between its"
             " input and its output"
         )
-    specs = _specs(model, [a.tensor for a in found])
-    return tuple(_site(a, spec) for a, spec in zip(found, specs, strict=True) if spec.dtype in _FLOATS)
+    return sites
+
+
+def expose_logits(classifier: Classifier) -> onnx.ModelProto:
+    """Return a copy of the classifier's model that gives its logits too, as an output of declared type."""
+    exposed = with_outputs(classifier.model, [classifier.logits])
+    if classifier.ends_in_softmax:
+        (spec,) = _specs(classifier.model, [classifier.logits])
+        element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+        output = exposed.graph.output[0].type.tensor_type.shape
+        exposed.graph.output[-1].type.tensor_type.elem_type = element
+        exposed.graph.output[-1].type.tensor_type.shape.CopyFrom(output)
+    return exposed
 
 
 def with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
@@ -125,21 +139,29 @@ def serialize(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _parse(file: Path) -> onnx.ModelProto:
+def _parse(file: Path) -> tuple[bytes, onnx.ModelProto]:
+    """Return the file's bytes and the checked model that they hold, weights kept beside it included."""
     try:
-        model = onnx.load(file)
+        source = file.read_bytes()
+        model = onnx.load_model_from_string(source)
+        load_external_data_for_model(model, str(file.parent))
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(f"{file} is no valid ONNX model, or is truncated: {reason}") from error
-    if not model.graph.node:
-        raise InputError(f"{file} holds no graph; give the path of an ONNX model")
-    return model
+    return source, model
 
 
 def _has_external_data(source: bytes) -> bool:
-    model = onnx.load_model_from_string(source)
-    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+    return any(map(uses_external_data, _tensors(onnx.load_model_from_string(source).graph)))
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for attribute in (a for node in graph.node for a in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def _check_opset(model: onnx.ModelProto, file: Path) -> None:
@@ -167,8 +189,17 @@ def _specs(model: onnx.ModelProto, tensors: Sequence[str]) -> list[TensorSpec]:
     return [by_name[t] for t in tensors]
 
 
+def _is_boundable(spec: TensorSpec) -> bool:
+    """Say whether these are floats with at least one axis beside N; onnxruntime tells an unknown rank as no axes."""
+    return spec.dtype in _FLOATS and len(spec.shape) > 1
+
+
 def _site(activation: Activation, spec: TensorSpec) -> Site:
     axis = len(spec.shape) - 1 if activation.channels_last or len(spec.shape) < 3 else 1
     return Site(
-        tensor=activation.tensor, function=activation.function, shape=(None, *spec.shape[1:]), channel_axis=axis
+        tensor=activation.tensor,
+        function=activation.function,
+        shape=(None, *spec.shape[1:]),
+        channel_axis=axis,
+        dtype=spec.dtype,
     )

@@ -1,31 +1,26 @@
 """The steps of calibration in order: model and clean data in, a bundle out; and measuring a bundle afterwards."""
 
-import hashlib
-import math
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 
 from calibrate.bounds import METHODS
-from calibrate.data import CalibrationSplit, Preprocessing, Samples, load_samples, split_samples
-from calibrate.edit import check_edited, insert_bounds
+from calibrate.data import Preprocessing, Samples, load_samples, split_samples
+from calibrate.draft import FitSettings, draft_bundle
 from calibrate.evaluation import Answered, Evaluation, evaluate
-from calibrate.forward import batches, forward, predict
-from calibrate.graph import Classifier, find_sites, read_classifier, serialize, with_outputs
+from calibrate.forward import batches, predict
+from calibrate.graph import Classifier, find_sites, read_classifier
 from calibrate.report import Findings, render_report
-from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Rows, Site
+from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
 from guard.bundle import BOUNDED, ORIGINAL, REPORT, THRESHOLDS, Bundle, check_place, pack_scores, save_bundle
 from guard.conformal import fit_threshold, required_samples
 from guard.errors import CalibrationError, InputError
-from guard.manifest import FORMAT_VERSION, Manifest
+from guard.manifest import Manifest
 from guard.runtime import Guard
-from guard.types import FloatArray, ModelRun, Threshold
+from guard.scores import SCORES
+from guard.types import FloatArray, ModelRun, TensorSpec, Threshold
 
 __all__ = ["PARTS", "FitSettings", "answer", "evaluate_bundle", "fit_bundle"]
 
@@ -34,32 +29,6 @@ PARTS = (0.35, 0.5, 0.15)
 of one fitted threshold strays from its target, so it gets the most."""
 
 _BATCH = 64
-_SUM_TOLERANCE = 1e-3  # of float16 probabilities over many classes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitSettings:
-    """What the caller of a fit may choose.
-
-    Args:
-        method: A key of calibrate.bounds.METHODS.
-        score: A key of guard.scores.SCORES.
-        target_fpr: Of the alert threshold.
-        correct_fpr: Of the correction threshold; at least target_fpr.
-        max_accuracy_drop: The clean accuracy that bounding may cost, a fraction.
-        preprocessing: How images become inputs.
-        limit: Use at most this many samples.
-        seed: Of everything drawn at random.
-    """
-
-    method: str = "sigma"
-    score: str = "relative_divergence"
-    target_fpr: float = 0.01
-    correct_fpr: float = 0.1
-    max_accuracy_drop: float = 0.03
-    preprocessing: Preprocessing
-    limit: int | None = 5000
-    seed: int = 0
 
 
 def fit_bundle(
@@ -83,8 +52,9 @@ def fit_bundle(
         BundleError: The bundle cannot be written there.
     """
     check_place(bundle)
-    _check_rates(settings)
+    _check_settings(settings)
     classifier = read_classifier(model)
+    _check_preprocessing(classifier.input, settings.preprocessing)
     samples = load_samples(
         data,
         spec=classifier.input,
@@ -98,7 +68,7 @@ def fit_bundle(
     split = split_samples(samples, fractions=PARTS, seed=settings.seed)
     sites = find_sites(classifier.model)
     bounds = _fit_bounds(classifier, sites, split.bounds, settings, progress)
-    draft = _draft(classifier, sites, bounds, split, settings)
+    draft = draft_bundle(classifier, sites, bounds, split, settings)
     thresholds, clean_scores = _fit_thresholds(draft, split.threshold, settings, progress)
     fitted = replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(clean_scores))
     guard = Guard.from_bundle(fitted)
@@ -150,7 +120,7 @@ def answer(guard: Guard, samples: Samples, progress: Progress, *, stage: str) ->
     )
 
 
-def _check_rates(settings: FitSettings) -> None:
+def _check_settings(settings: FitSettings) -> None:
     for name in ("target_fpr", "correct_fpr"):
         rate = getattr(settings, name)
         if not 0 < rate < 1:
@@ -162,20 +132,45 @@ def _check_rates(settings: FitSettings) -> None:
         )
     if not 0 <= settings.max_accuracy_drop < 1:
         raise InputError(f"max_accuracy_drop is {settings.max_accuracy_drop:g}; it is a fraction, such as 0.03")
-    if settings.method not in METHODS:
-        raise InputError(f"there is no method {settings.method!r}; choose one of {', '.join(METHODS)}")
+    if settings.seed < 0:
+        raise InputError(f"seed is {settings.seed}; it is a whole number from 0 up")
+    for name, known in (("method", METHODS), ("score", SCORES)):
+        if (chosen := getattr(settings, name)) not in known:
+            raise InputError(f"there is no {name} {chosen!r}; choose one of {', '.join(known)}")
+
+
+def _check_preprocessing(spec: TensorSpec, preprocessing: Preprocessing) -> None:
+    """Refuse a mean or std of another number of channels, even where the data are model-ready: the bundle keeps it."""
+    if len(spec.shape) != 4:
+        return
+    channels = spec.shape[1 if preprocessing.layout == "nchw" else 3]
+    for name in ("mean", "std"):
+        n_given = len(getattr(preprocessing, name))
+        if channels is not None and n_given not in (1, channels):
+            raise InputError(
+                f"{name} has {n_given} values, but the model's input {spec} has {channels} channels; give one value,"
+                " or one per channel"
+            )
 
 
 def _check_enough(n: int, settings: FitSettings) -> None:
     """Refuse too few samples before the long work rather than after it."""
     needed = required_samples(settings.target_fpr)
-    total = math.ceil(needed / PARTS[1]) + 1
+    total = int(needed / PARTS[1])
+    while _part_sizes(total)[1] < needed or not all(_part_sizes(total)):
+        total += 1
     if n < total:
         raise CalibrationError(
             f"{n} samples are too few to promise a false-positive rate of {settings.target_fpr:g}: the threshold set,"
             f" {PARTS[1]:.0%} of them, takes {needed}, so it takes {total} in all and {total - n} are missing;"
-            " give more clean samples or raise --target-fpr"
+            f" give more clean samples{' with a higher --limit' if n == settings.limit else ''} or raise --target-fpr"
         )
+
+
+def _part_sizes(n: int) -> tuple[int, int, int]:
+    """Return how many of n samples each part gets (see calibrate.data.split_samples)."""
+    first, second = round(PARTS[0] * n), round((PARTS[0] + PARTS[1]) * n)
+    return first, second - first, n - second
 
 
 def _fit_bounds(
@@ -197,48 +192,6 @@ def _fit_bounds(
     return METHODS[settings.method](problem)
 
 
-def _draft(
-    classifier: Classifier,
-    sites: Sequence[Site],
-    bounds: ActivationBounds,
-    split: CalibrationSplit,
-    settings: FitSettings,
-) -> Bundle:
-    """Return the bundle but for its thresholds: both models as they will ship, and no cut yet."""
-    exposed = with_outputs(classifier.model, [classifier.logits])
-    bounded = check_edited(insert_bounds(exposed, bounds, sites))
-    is_untouched = not classifier.ends_in_softmax and not classifier.has_external_data
-    no_cut = Threshold(value=math.inf, target_fpr=0.0, n=0)
-    is_probability = classifier.ends_in_softmax or _gives_probabilities(classifier, split.bounds)
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        model={
-            "name": classifier.name,
-            "sha256": hashlib.sha256(classifier.source).hexdigest(),
-            "n_bytes": len(classifier.source),
-        },
-        files={},
-        input=classifier.input,
-        output=classifier.output,
-        output_kind="probabilities" if is_probability else "logits",
-        logits=classifier.logits if classifier.ends_in_softmax or not is_probability else None,
-        score=settings.score,
-        thresholds={"alert": no_cut, "correct": no_cut},
-        preprocessing=asdict(settings.preprocessing),
-        method={"name": bounds.method, "settings": dict(bounds.settings)},
-        sites=[_described(site, bounds.upper[site.tensor]) for site in sites if site.tensor in bounds.upper],
-        calibration=_parts(split, settings),
-        versions=_versions(),
-        seed=settings.seed,
-    )
-    return Bundle(
-        manifest=manifest,
-        original=classifier.source if is_untouched else serialize(exposed),
-        bounded=serialize(bounded),
-        clean_scores=np.zeros(0),
-    )
-
-
 def _fit_thresholds(
     draft: Bundle, samples: Samples, settings: FitSettings, progress: Progress
 ) -> tuple[Mapping[str, Threshold], FloatArray]:
@@ -251,37 +204,6 @@ def _fit_thresholds(
     return thresholds, scores
 
 
-def _gives_probabilities(classifier: Classifier, inputs: Rows) -> bool:
-    """Tell from clean inputs whether an output without a trailing Softmax holds probabilities all the same."""
-    outputs = np.concatenate(
-        [found[classifier.output.name] for _, found in forward(classifier.model, [classifier.output.name], inputs)]
-    )
-    return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=_SUM_TOLERANCE))
-
-
-def _described(site: Site, upper: FloatArray) -> Mapping[str, object]:
-    return {
-        "tensor": site.tensor,
-        "function": site.function,
-        "shape": list(site.shape),
-        "channel_axis": site.channel_axis,
-        "n_bounds": int(upper.size),
-        "least_bound": float(upper.min()),
-        "greatest_bound": float(upper.max()),
-    }
-
-
-def _parts(split: CalibrationSplit, settings: FitSettings) -> Mapping[str, object]:
-    return {
-        "n_bounds_set": len(split.bounds),
-        "n_threshold_set": len(split.threshold),
-        "n_held_out_set": len(split.held_out),
-        "n_skipped": len(split.bounds.skipped),
-        "labels": "given" if split.bounds.labels is not None else "predicted by the original",
-        "max_accuracy_drop": settings.max_accuracy_drop,
-    }
-
-
 def _measured(findings: Findings) -> Mapping[str, object]:
     held_out = findings.held_out
     return {
@@ -289,14 +211,4 @@ def _measured(findings: Findings) -> Mapping[str, object]:
         "held_out_original_accuracy": held_out.original_clean_accuracy,
         "held_out_bounded_accuracy": held_out.bounded_clean_accuracy,
         "held_out_guarded_accuracy": held_out.guarded_clean_accuracy,
-    }
-
-
-def _versions() -> Mapping[str, str]:
-    return {
-        "trigger-guard": version("trigger-guard"),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
     }

@@ -3,7 +3,8 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from types import TracebackType
+from typing import Self, TextIO
 
 __all__ = ["ProgressReport"]
 
@@ -12,27 +13,41 @@ _LINE_EVERY_S = 10.0
 
 
 class ProgressReport:
-    """Draws progress; it is called as calibrate.sites.Progress is.
+    """Draws progress; it is called as calibrate.sites.Progress is. Leaving it as a context ends an unfinished bar.
 
     Args:
-        stream: Where to draw.
+        stream: Where to draw; standard error, as it is at that moment, by default.
         clock: Seconds that only grow.
     """
 
-    def __init__(self, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._stage = ""
         self._started = self._shown = 0.0
+        self._is_finished = self._is_open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_open:
+            self._stream.write("\n")
+            self._stream.flush()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Say that ``done`` of ``total`` steps of a stage are done."""
         now = self._clock()
         if stage != self._stage:
             self._stage, self._started, self._shown = stage, now, now
+        elif self._is_finished:
+            return
+        self._is_finished = done >= total
         if self._stream.isatty():
             self._draw_bar(done, total, now - self._started)
-        elif done >= total or now - self._shown >= _LINE_EVERY_S:
+        elif self._is_finished or now - self._shown >= _LINE_EVERY_S:
             self._shown = now
             self._stream.write(f"{stage}: {done} of {total}, {now - self._started:.1f} s\n")
             self._stream.flush()
@@ -43,6 +58,7 @@ class ProgressReport:
         left = f"{elapsed_s * (1 - share) / share:.0f} s left" if 0 < share < 1 else f"{elapsed_s:.1f} s"
         bar = "#" * filled + "." * (_WIDTH - filled)
         self._stream.write(f"\r\x1b[K{self._stage:<24.24} [{bar}] {done}/{total}  {left}")
-        if done >= total:
+        self._is_open = not self._is_finished
+        if self._is_finished:
             self._stream.write("\n")
         self._stream.flush()

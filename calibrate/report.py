@@ -2,6 +2,7 @@
 
 import html
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ code {{ background: {_PAPER}; padding: .1rem .3rem; }}
 """
 
 
+_NAMESPACE = re.compile(r' xmlns(:\w+)?="[^"]*"')
 _SCORES_EXPLAINED = (
     "<p>An input past the red line is flagged and its predicted class ruled out; past the orange line it gets the"
     " bounded model's answer. Both lines are ranks of the threshold set.</p>"
@@ -140,15 +142,18 @@ def _bounds_picture(upper: Mapping[str, FloatArray]) -> str:
     axes.scatter(
         [float(np.median(v)) for v in values], rows, color=_INK, zorder=3, label="median; the bar is the range"
     )
-    axes.set_yticks(rows, [name if len(name) < 40 else f"...{name[-37:]}" for name in upper], fontsize=8)
+    names = [ascii(name)[1:-1] for name in upper]
+    axes.set_yticks(rows, [n if len(n) < 40 else f"...{n[-37:]}" for n in names], fontsize=8, parse_math=False)
     axes.set(xlabel="bound", ylim=(len(values) - 0.5, -0.5))
     axes.legend(frameon=False)
     return _svg(figure)
 
 
 def _svg(figure: Figure) -> str:
+    """Return the picture as HTML wants it: no document type, namespaces or metadata."""
     buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": "trigger-guard", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return _NAMESPACE.sub("", text[text.index("<svg") :])

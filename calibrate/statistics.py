@@ -9,6 +9,7 @@ import onnx
 
 from calibrate.forward import forward
 from calibrate.sites import Progress, Rows, Site
+from guard.errors import CalibrationError
 from guard.types import FloatArray
 
 __all__ = ["Moments", "Pooling", "site_moments"]
@@ -36,6 +37,7 @@ class Moments:
     def of(cls, values: FloatArray, axes: tuple[int, ...]) -> Self:
         """Return the moments of values over these axes, in float64."""
         n = int(np.prod([values.shape[a] for a in axes]))
+        values = values.astype(np.result_type(values.dtype, np.float32), copy=False)  # squares overflow float16
         mean = values.mean(axis=axes, keepdims=True, dtype=np.float64)
         deviations = values - mean.astype(values.dtype)
         correction = deviations.sum(axis=axes, keepdims=True, dtype=np.float64) ** 2 / n
@@ -69,6 +71,9 @@ def site_moments(
         inputs: N model-ready inputs.
         pooling: What one entry describes.
         progress: Told after every batch.
+
+    Raises:
+        CalibrationError: An activation is NaN or infinite somewhere.
     """
     merged: dict[str, Moments] = {}
     for done, values in forward(model, [site.tensor for site in sites], inputs):
@@ -76,7 +81,17 @@ def site_moments(
             batch = _pooled_moments(values[site.tensor], site.channel_axis, pooling)
             merged[site.tensor] = merged[site.tensor].merged(batch) if site.tensor in merged else batch
         progress("activation statistics", done, len(inputs))
+    _check_finite(merged)
     return merged
+
+
+def _check_finite(merged: Mapping[str, Moments]) -> None:
+    for tensor, moments in merged.items():
+        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.squares).all()):
+            raise CalibrationError(
+                f"the activation {tensor!r} is NaN or infinite on clean samples, so it has no bound; check the"
+                " preprocessing, or export the model with float32"
+            )
 
 
 def _pooled_moments(values: FloatArray, channel_axis: int, pooling: Pooling) -> Moments:

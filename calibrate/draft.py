@@ -1,0 +1,133 @@
+"""A bundle but for its thresholds: both models as they will ship, and a manifest that says where they come from."""
+
+import hashlib
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from calibrate.data import CalibrationSplit, Preprocessing
+from calibrate.edit import check_edited, insert_bounds
+from calibrate.forward import forward
+from calibrate.graph import Classifier, expose_logits, serialize
+from calibrate.sites import ActivationBounds, Rows, Site
+from guard.bundle import Bundle
+from guard.manifest import FORMAT_VERSION, Manifest
+from guard.types import FloatArray, Threshold
+
+__all__ = ["FitSettings", "draft_bundle"]
+
+_SUM_TOLERANCE = 1e-3  # of float16 probabilities over many classes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitSettings:
+    """What the caller of a fit may choose.
+
+    Args:
+        method: A key of calibrate.bounds.METHODS.
+        score: A key of guard.scores.SCORES.
+        target_fpr: Of the alert threshold.
+        correct_fpr: Of the correction threshold; at least target_fpr.
+        max_accuracy_drop: The clean accuracy that bounding may cost, a fraction.
+        preprocessing: How images become inputs.
+        limit: Use at most this many samples.
+        seed: Of everything drawn at random.
+    """
+
+    method: str = "sigma"
+    score: str = "relative_divergence"
+    target_fpr: float = 0.01
+    correct_fpr: float = 0.1
+    max_accuracy_drop: float = 0.03
+    preprocessing: Preprocessing
+    limit: int | None = 5000
+    seed: int = 0
+
+
+def draft_bundle(
+    classifier: Classifier,
+    sites: Sequence[Site],
+    bounds: ActivationBounds,
+    split: CalibrationSplit,
+    settings: FitSettings,
+) -> Bundle:
+    """Return the bundle but for its thresholds: both models as they will ship, and no cut yet."""
+    exposed = expose_logits(classifier)
+    bounded = check_edited(insert_bounds(exposed, bounds, sites))
+    is_untouched = not classifier.ends_in_softmax and not classifier.has_external_data
+    no_cut = Threshold(value=math.inf, target_fpr=0.0, n=0)
+    is_probability = classifier.ends_in_softmax or _gives_probabilities(classifier, split.bounds)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        model={
+            "name": classifier.name,
+            "sha256": hashlib.sha256(classifier.source).hexdigest(),
+            "n_bytes": len(classifier.source),
+        },
+        files={},
+        input=classifier.input,
+        output=classifier.output,
+        output_kind="probabilities" if is_probability else "logits",
+        logits=classifier.logits if classifier.ends_in_softmax or not is_probability else None,
+        score=settings.score,
+        thresholds={"alert": no_cut, "correct": no_cut},
+        preprocessing=asdict(settings.preprocessing),
+        method={"name": bounds.method, "settings": dict(bounds.settings)},
+        sites=[_described(site, bounds.upper[site.tensor]) for site in sites if site.tensor in bounds.upper],
+        calibration=_parts(split, settings),
+        versions=_versions(),
+        seed=settings.seed,
+    )
+    return Bundle(
+        manifest=manifest,
+        original=classifier.source if is_untouched else serialize(exposed),
+        bounded=serialize(bounded),
+        clean_scores=np.zeros(0),
+    )
+
+
+def _gives_probabilities(classifier: Classifier, inputs: Rows) -> bool:
+    """Tell from clean inputs whether an output without a trailing Softmax holds probabilities all the same."""
+    outputs = np.concatenate(
+        [found[classifier.output.name] for _, found in forward(classifier.model, [classifier.output.name], inputs)]
+    )
+    return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=_SUM_TOLERANCE))
+
+
+def _described(site: Site, upper: FloatArray) -> Mapping[str, object]:
+    return {
+        "tensor": site.tensor,
+        "function": site.function,
+        "shape": list(site.shape),
+        "channel_axis": site.channel_axis,
+        "n_bounds": int(upper.size),
+        "least_bound": float(upper.min()),
+        "greatest_bound": float(upper.max()),
+    }
+
+
+def _parts(split: CalibrationSplit, settings: FitSettings) -> Mapping[str, object]:
+    return {
+        "n_bounds_set": len(split.bounds),
+        "n_threshold_set": len(split.threshold),
+        "n_held_out_set": len(split.held_out),
+        "n_skipped": len(split.bounds.skipped),
+        "labels": "given" if split.bounds.labels is not None else "predicted by the original",
+        "max_accuracy_drop": settings.max_accuracy_drop,
+    }
+
+
+def _versions() -> Mapping[str, str]:
+    return {
+        "trigger-guard": version("trigger-guard"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
