@@ -55,7 +55,8 @@ class DifferentiableModel:
         left = []
         for node in nodes:
             if all(name in self._constants for name in node.inputs if name):
-                self._constants.update(self._run(node, self._constants))
+                made = self._run(node, self._constants)
+                self._constants.update((name, _placed(value, self._device)) for name, value in made.items())
             else:
                 left.append(node)
         return tuple(left)
@@ -157,8 +158,13 @@ def _read_weights(initializers: Iterable[onnx.TensorProto], device: torch.device
                 f"the weight '{proto.name}' is of type {kind}, with which torch does not compute. "
                 "Use a method that needs no gradient: --method sigma"
             )
-        weights[proto.name] = read_tensor(proto).to(device)
+        weights[proto.name] = _placed(read_tensor(proto), device)
     return weights
+
+
+def _placed(constant: Tensor, device: torch.device) -> Tensor:
+    """Bring a constant to the device, unless it is a shape or an index, which the host reads."""
+    return constant.to(device) if constant.is_floating_point() else constant
 
 
 def _together(arguments: Sequence[Tensor | None], device: torch.device) -> Sequence[Tensor | None]:

@@ -1,6 +1,6 @@
 """UNIT: the numbers that prove a port equal to the official code, and what the corrected profile promises."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,15 @@ from calibrate.sites import ActivationBounds, BoundsProblem, Site
 from guard.errors import CalibrationError
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep torch's threads from waiting for each other over tensors this small."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
 
 
 def _follow(steps: str, schedule: CostSchedule | None = None) -> CostState:
@@ -100,9 +109,9 @@ def _two_classes(n: int = 80, shape: Sequence[int] = (2, 3, 3), **changes) -> Bo
 
 def _drift(n_channels: int, **changes) -> float:
     """Return how far a neuron that is never clipped moves when every step passes."""
-    inputs = RNG.uniform(0, 4, size=(10, n_channels, 64, 64))
-    problem = _problem(inputs, np.zeros(10), np.ones((n_channels, 1)))
-    settings = {"max_cost": np.inf, "batch_size": 10, **changes}
+    inputs = RNG.uniform(0, 4, size=(4, n_channels, 64, 64))
+    problem = _problem(inputs, np.zeros(4), np.ones((n_channels, 1)))
+    settings = {"max_cost": np.inf, **changes}
     start = fit_unit(problem, settings=UnitSettings(steps=1, learning_rate=0.0))
     return float((fit_unit(problem, settings=UnitSettings(**settings)).upper["a"] - start.upper["a"]).mean())
 
@@ -222,6 +231,16 @@ def test_only_the_corrected_profile_caps_the_cost(profile, cost):
     problem = _two_classes(max_accuracy_drop=1.0)
     bounds = fit_unit(problem, settings=UnitSettings(profile=profile, steps=100))
     assert bounds.settings["final_cost"] == pytest.approx(cost)
+
+
+@pytest.mark.parametrize(("profile", "stops_early"), [("corrected", True), ("official-code", False)])
+def test_only_the_corrected_profile_stops_when_no_better_bounds_come(profile, stops_early):
+    calls = []
+    problem = _two_classes(progress=lambda stage, done, _: calls.append(done))
+    settings = UnitSettings(profile=profile, learning_rate=0.3, steps=40, stop_after=4)
+    best = fit_unit(problem, settings=settings).settings["step"]
+    assert calls[-1] == (best + 4 if stops_early else 40)
+    assert (calls[-1] < 40) == stops_early
 
 
 def test_no_bound_is_negative():
