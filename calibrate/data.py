@@ -116,7 +116,7 @@ def load_samples(
 
 
 def split_samples(
-    samples: Samples, *, fractions: tuple[float, float, float] = (0.35, 0.5, 0.15), seed: int
+    samples: Samples, *, fractions: tuple[float, float, float] = (0.3, 0.55, 0.15), seed: int
 ) -> CalibrationSplit:
     """Deal the samples at random into three disjoint parts: for bounds, for thresholds, held out.
 

@@ -2,13 +2,14 @@
 
 For every channel the maximum over positions is taken per input, and the bound is its mean plus k standard deviations
 over inputs. Taking the maximum first makes one k clip the same share of inputs at every site: a channel of an early
-layer has a thousand positions to exceed a bound at, one of the last layer a dozen. Bounds of mean + k sd over single
-positions (k of 4, UNIT's initial value) cut early layers too much and late ones too little; benchmarks/results.md has
-both.
+layer has a thousand positions to exceed a bound at, one of the last layer a dozen. Late sites get k itself and early
+ones a multiple of it, because what an early site loses changes everything behind it. benchmarks/results.md compares
+this with mean + k sd over single positions, and with one k for all.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -29,10 +30,14 @@ class SigmaSettings:
 
     Args:
         candidates: Values of k from tight to loose. The first is where tighter bounds stopped detecting better.
+        early_factor: How many times looser the early sites are.
+        late_share: The share of the sites, from the end, that are late.
         confidence: Of the limit on the accuracy that bounding costs, one-sided.
     """
 
     candidates: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    early_factor: float = 3.0
+    late_share: float = 0.25
     confidence: float = 0.95
 
 
@@ -47,12 +52,12 @@ def fit_sigma(problem: BoundsProblem, *, settings: SigmaSettings | None = None) 
     original_right = predict(problem.model, problem.logits, problem.inputs) == problem.labels
     limits: dict[str, float] = {}
     for done, k in enumerate(settings.candidates, start=1):
-        bounds = _bounds(moments, k)
+        bounds = _bounds(moments, k, settings)
         limit = _drop_limit(problem, bounds, original_right, settings.confidence)
         limits[f"{k:g}"] = round(limit, 6)
         problem.progress("choosing k", done, len(settings.candidates))
         if limit <= problem.max_accuracy_drop:
-            chosen = {"k": k, "confidence": settings.confidence, "accuracy_drop_limit": limits, "pooling": "maximum"}
+            chosen = {"k": k, "accuracy_drop_limits": limits, **asdict(settings)}
             problem.progress("choosing k", len(settings.candidates), len(settings.candidates))
             return ActivationBounds(method="sigma", settings=chosen, upper=bounds.upper)
     raise CalibrationError(
@@ -61,8 +66,13 @@ def fit_sigma(problem: BoundsProblem, *, settings: SigmaSettings | None = None) 
     )
 
 
-def _bounds(moments: Mapping[str, Moments], k: float) -> ActivationBounds:
-    upper = {tensor: (m.mean + k * m.std).astype(np.float32) for tensor, m in moments.items()}
+def _bounds(moments: Mapping[str, Moments], k: float, settings: SigmaSettings) -> ActivationBounds:
+    n_late = math.ceil(settings.late_share * len(moments))
+    ks = [settings.early_factor * k] * (len(moments) - n_late) + [k] * n_late
+    upper = {
+        tensor: (m.mean + site_k * m.std).astype(np.float32)
+        for (tensor, m), site_k in zip(moments.items(), ks, strict=True)
+    }
     return ActivationBounds(method="sigma", settings={}, upper=upper)
 
 
