@@ -1,0 +1,21 @@
+"""What several test modules share and is slow to make."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Return a backdoored digits classifier with clean and triggered samples (see digits.Digits)."""
+    from digits import make_digits
+
+    return make_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(digits, tmp_path_factory) -> Path:
+    """Return a bundle fitted on it, which whoever changes it must copy first."""
+    from digits import fit
+
+    return fit(digits.model, digits.clean, tmp_path_factory.mktemp("fitted") / "bundle")
