@@ -13,7 +13,7 @@ from guard.errors import BundleError, InputError, ModelError
 from guard.manifest import Manifest
 from guard.model import CPU, Model, OrtModel, check_inputs
 from guard.scores import SCORES, correct, divergence, logits_from_probabilities, predicted_class
-from guard.types import Answers, FloatArray, ModelRun, Verdict
+from guard.types import Answers, BoolArray, FloatArray, ModelRun, Verdict
 
 __all__ = ["Guard"]
 
@@ -57,12 +57,11 @@ class Guard:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, threads: int | None = None, provider: str = CPU) -> Self:
-        """Open both models of a bundle in memory (see load)."""
-        return cls(
-            bundle,
-            original=OrtModel(bundle.original, label="original", threads=threads, provider=provider),
-            bounded=OrtModel(bundle.bounded, label="bounded", threads=threads, provider=provider),
-        )
+        """Open both models of a bundle in memory (raises as load does)."""
+        original = OrtModel(bundle.original, label="original", threads=threads, provider=provider)
+        bounded = OrtModel(bundle.bounded, label="bounded", threads=threads, provider=provider)
+        _check_outputs(bundle.manifest, original=original, bounded=bounded)
+        return cls(bundle, original=original, bounded=bounded)
 
     @property
     def manifest(self) -> Manifest:
@@ -85,15 +84,20 @@ class Guard:
         """Guard an endpoint that keeps computing the original's outputs itself.
 
         Args:
-            predict: Maps inputs (N, ...) to the original's outputs (N, C), in the terms of manifest.output_kind.
+            predict: Maps inputs (N, ...) to the original's outputs (N, C), in the terms of manifest.output_kind. Where
+                these are probabilities, margins past their precision (103 nats in float32) are seen as that large.
 
         Returns:
-            A function from inputs to a verdict, which raises what calling the guard raises.
+            A function from inputs to a verdict, which raises what calling the guard raises, and InputError where
+            predict's outputs are no floats (N, C).
         """
 
         def guarded(inputs: Inputs) -> Verdict:
             check_inputs(inputs, self._manifest.input)
-            original = self._answers_of(np.asarray(predict(inputs)), n_rows=len(inputs))
+            outputs = np.asarray(predict(inputs))
+            if problem := _misfit(outputs, (len(inputs), self._manifest.n_classes)):
+                raise InputError(f"the original's outputs, as predict gives them, are {problem}")
+            original = Answers(outputs=outputs, logits=self._logits_of(outputs))
             return self.decide(ModelRun(original=original, bounded=self.run_bounded(inputs)))
 
         return guarded
@@ -106,13 +110,15 @@ class Guard:
         """Return the bounded model's answers.
 
         Raises:
-            ModelError: The run failed, or a row holds NaN or positive infinity and so answers nothing.
+            ModelError: The run failed, or a row answers nothing: it holds NaN or positive infinity, or rules out all.
         """
         answers = self._run(self._bounded, inputs)
-        unusable = np.isnan(answers.logits) | np.isposinf(answers.logits)
+        unusable = ~(_is_answer(answers.outputs) & _is_answer(answers.logits))
         if unusable.any():
-            n_rows = int(unusable.any(axis=1).sum())
-            raise ModelError(f"the bounded model answers {n_rows} of {len(inputs)} rows with NaN or infinity")
+            raise ModelError(
+                f"the bounded model answers {unusable.sum()} of {len(inputs)} rows with NaN or infinity, the first is"
+                f" row {unusable.argmax()}; nothing can be let through on that"
+            )
         return answers
 
     def decide(self, run: ModelRun) -> Verdict:
@@ -120,11 +126,13 @@ class Guard:
         scores = self._score(run)
         flagged = exceeds(scores, self._manifest.thresholds["alert"])
         corrected = flagged | exceeds(scores, self._manifest.thresholds["correct"])
+        # A row that holds NaN names no class that could be ruled out.
+        excluded = flagged & ~np.isnan(run.original.outputs).any(axis=1)
         is_probability = self._manifest.output_kind == "probabilities"
-        answers = correct(run, corrected=corrected, excluded=flagged, probabilities=is_probability)
+        answers = correct(run, corrected=corrected, excluded=excluded, probabilities=is_probability)
         return Verdict(
-            predicted_class=predicted_class(run.original.logits),
-            corrected_class=predicted_class(answers.logits),
+            predicted_class=predicted_class(run.original.outputs),
+            corrected_class=predicted_class(answers.outputs),
             p_value=p_values(self._clean_scores, scores),
             divergence=divergence(run),
             score=scores,
@@ -134,26 +142,53 @@ class Guard:
         )
 
     def _run(self, model: Model, inputs: Inputs) -> Answers:
-        output, logits = self._manifest.output.name, self._manifest.logits
-        if logits is None or logits == output:
-            (outputs,) = model.run(inputs, [output])
-            return self._answers_of(outputs, n_rows=len(inputs))
-        outputs, raw = model.run(inputs, [output, logits])
-        return Answers(outputs=cast("FloatArray", outputs), logits=raw.astype(np.float64))
+        name, logits = self._manifest.output.name, self._manifest.logits
+        names = [name] if logits in (None, name) else [name, str(logits)]
+        found = model.run(inputs, names)
+        for tensor, values in zip(names, found, strict=True):
+            if problem := _misfit(values, (len(inputs), self._manifest.n_classes)):
+                raise ModelError(f"a model answers with {tensor} {problem}; fit the bundle again")
+        outputs = cast("FloatArray", found[0])
+        raw = self._logits_of(outputs) if len(found) == 1 else found[1].astype(np.float64)
+        return Answers(outputs=outputs, logits=raw)
 
-    def _answers_of(self, outputs: NDArray[np.generic], *, n_rows: int) -> Answers:
-        expected = (n_rows, self._manifest.n_classes)
-        if outputs.shape != expected or not np.issubdtype(outputs.dtype, np.floating):
-            raise InputError(f"the original's outputs are {outputs.dtype} {outputs.shape}; expected floats {expected}")
-        floats = cast("FloatArray", outputs)
+    def _logits_of(self, outputs: FloatArray) -> FloatArray:
         if self._manifest.output_kind == "probabilities":
-            return Answers(outputs=floats, logits=logits_from_probabilities(floats))
-        return Answers(outputs=floats, logits=floats.astype(np.float64))
+            return logits_from_probabilities(outputs)
+        return outputs.astype(np.float64)
+
+
+def _misfit(values: NDArray[np.generic], expected: tuple[int, int]) -> str:
+    if values.shape == expected and np.issubdtype(values.dtype, np.floating):
+        return ""
+    return f"{values.dtype} {values.shape}; expected floats {expected}"
+
+
+def _is_answer(values: FloatArray) -> BoolArray:
+    """Return (N,) which rows have a largest entry that is a number."""
+    return np.asarray(np.isfinite(values.max(axis=1)))
 
 
 def _check_models(manifest: Manifest, *models: Model) -> None:
     for model in models:
-        if (model.input.name, model.input.dtype) != (manifest.input.name, manifest.input.dtype):
+        taken, stated = model.input, manifest.input
+        if (taken.name, taken.dtype, taken.shape[1:]) != (stated.name, stated.dtype, stated.shape[1:]):
+            raise BundleError(f"the manifest's input is {stated}, but a model takes {taken}; fit the bundle again")
+
+
+def _check_outputs(manifest: Manifest, **models: OrtModel) -> None:
+    """Refuse a bundle at its loading rather than at its first request."""
+    for label, model in models.items():
+        found = {spec.name: spec for spec in model.outputs}
+        for name in (manifest.output.name, manifest.logits or manifest.output.name):
+            if name not in found:
+                raise BundleError(
+                    f"the manifest names the output {name!r}, but the {label} model gives"
+                    f" {', '.join(found)}; fit the bundle again"
+                )
+        given = found[manifest.output.name]
+        # onnxruntime shows no axes where the graph declares none.
+        if given.dtype != manifest.output.dtype or given.shape[1:] not in ((), (None,), (manifest.n_classes,)):
             raise BundleError(
-                f"the manifest's input is {manifest.input}, but a model takes {model.input}; fit the bundle again"
+                f"the manifest's output is {manifest.output}, but the {label} model gives {given}; fit the bundle again"
             )

@@ -41,22 +41,24 @@ def margin(logits: FloatArray, classes: IntArray) -> FloatArray:
     rows = np.arange(len(logits))
     others = logits.copy()
     others[rows, classes] = -np.inf
-    return np.asarray(logits[rows, classes] - others.max(axis=1))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(logits[rows, classes] - others.max(axis=1))
 
 
 def divergence(run: ModelRun) -> FloatArray:
     """Return how much of the original's margin the bounded model loses, d(x) = m_f(x; y) - m_g(x; y).
 
-    Both margins are for y, the class that the original predicts. Where either is no finite number the divergence is
-    infinite: what cannot be judged is never let through.
+    Both margins are for y, the class that the original predicts. Where either is no finite number, or the original's
+    output holds NaN, the divergence is infinite: what cannot be judged is never let through.
 
     Returns:
         (N,) divergences.
     """
-    classes = predicted_class(run.original.logits)
-    with np.errstate(invalid="ignore"):
+    classes = predicted_class(run.original.outputs)
+    with np.errstate(invalid="ignore", over="ignore"):
         gap = margin(run.original.logits, classes) - margin(run.bounded.logits, classes)
-    return np.where(np.isfinite(gap), gap, np.inf)
+    is_judged = np.isfinite(gap) & ~np.isnan(run.original.outputs).any(axis=1)
+    return np.where(is_judged, gap, np.inf)
 
 
 def relative_divergence(run: ModelRun) -> FloatArray:
@@ -68,7 +70,7 @@ def relative_divergence(run: ModelRun) -> FloatArray:
     Returns:
         (N,) scores, infinite where the divergence is.
     """
-    kept = margin(run.bounded.logits, predicted_class(run.original.logits))
+    kept = margin(run.bounded.logits, predicted_class(run.original.outputs))
     return np.asarray(divergence(run) / (1 + np.maximum(np.nan_to_num(kept, nan=0.0, posinf=0.0, neginf=0.0), 0)))
 
 
@@ -79,9 +81,13 @@ SCORES: Mapping[str, Score] = MappingProxyType({
 """Every score a bundle may name."""
 
 
-def predicted_class(logits: FloatArray) -> IntArray:
-    """Return (N,) the class with the largest logit; a row that holds NaN counts from its numbers."""
-    return np.asarray(np.where(np.isnan(logits), -np.inf, logits).argmax(axis=1), dtype=np.int64)
+def predicted_class(outputs: FloatArray) -> IntArray:
+    """Return (N,) the class with the largest output, the first among equals; NaN counts as the smallest.
+
+    It is read off what the model gives, never off logits beside it: rounding can make outputs equal where logits
+    differ, and the class must be the one that a caller reads off the same row.
+    """
+    return np.asarray(np.where(np.isnan(outputs), -np.inf, outputs).argmax(axis=1), dtype=np.int64)
 
 
 def softmax(logits: FloatArray) -> FloatArray:
@@ -104,7 +110,8 @@ def correct(run: ModelRun, *, corrected: BoolArray, excluded: BoolArray, probabi
     """Answer for each row: the original's own row, or the bounded model's where the row is to be corrected.
 
     A bounded model that still names the original's class is not believed where ``excluded``: that class is ruled out
-    (arXiv 2308.04617, MMDF), so its entry becomes the row's minimum, or zero with the rest renormalised.
+    (arXiv 2308.04617, MMDF), so its entry becomes the row's minimum, or zero with the rest renormalised. Where no
+    other class is possible, all others become equally likely.
 
     Args:
         run: Both models' answers.
@@ -118,7 +125,8 @@ def correct(run: ModelRun, *, corrected: BoolArray, excluded: BoolArray, probabi
     outputs, logits = run.original.outputs.copy(), run.original.logits.copy()
     outputs[corrected], logits[corrected] = run.bounded.outputs[corrected], run.bounded.logits[corrected]
     rows = np.flatnonzero(corrected & excluded)
-    classes = predicted_class(run.original.logits)[rows]
+    classes = predicted_class(run.original.outputs)[rows]
+    outputs[rows], logits[rows] = _with_others(outputs[rows], classes), _with_others(logits[rows], classes)
     logits[rows, classes] = -np.inf
     if probabilities:
         outputs[rows] = softmax(logits[rows])
@@ -127,10 +135,21 @@ def correct(run: ModelRun, *, corrected: BoolArray, excluded: BoolArray, probabi
     return Answers(outputs=outputs, logits=logits)
 
 
+def _with_others(logits: FloatArray, classes: IntArray) -> FloatArray:
+    """Return the rows, with zero for every other class where each of them is at minus infinity."""
+    rows, filled = np.arange(len(logits)), logits.copy()
+    filled[rows, classes] = -np.inf
+    filled[np.isneginf(filled.max(axis=1))] = 0
+    filled[rows, classes] = logits[rows, classes]
+    return filled
+
+
 def _below_the_others(outputs: FloatArray, classes: IntArray) -> FloatArray:
     """Return for each row the minimum, or one step less where all others are tied at it."""
     lowest = outputs.min(axis=1)
     others = outputs.copy()
     others[np.arange(len(outputs)), classes] = -np.inf
     tied = others.max(axis=1) <= lowest
-    return np.asarray(np.where(tied, np.nextafter(lowest, np.array(-np.inf, dtype=lowest.dtype)), lowest))
+    with np.errstate(over="ignore"):  # below the lowest number comes minus infinity
+        lower = np.nextafter(lowest, np.array(-np.inf, dtype=lowest.dtype))
+    return np.asarray(np.where(tied, lower, lowest))
