@@ -6,6 +6,7 @@ about the average over calibration sets: one threshold's own rate follows a Beta
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -17,10 +18,7 @@ __all__ = ["exceeds", "fit_threshold", "p_values", "required_samples"]
 
 def required_samples(target_fpr: float) -> int:
     """Return the smallest n for which a threshold with this false-positive rate exists: n >= 1/target_fpr - 1."""
-    n = max(math.floor(1 / target_fpr) - 1, 1)
-    while _rank(n, target_fpr) > n:
-        n += 1
-    return n
+    return max(math.ceil(1 / _as_written(target_fpr)) - 1, 1)
 
 
 def fit_threshold(clean_scores: FloatArray, *, target_fpr: float) -> Threshold:
@@ -59,7 +57,7 @@ def p_values(sorted_clean_scores: FloatArray, scores: FloatArray) -> FloatArray:
 
     Args:
         sorted_clean_scores: (n,) ascending.
-        scores: (N,); NaN counts as larger than everything.
+        scores: (N,); NaN counts as infinity.
 
     Returns:
         (N,) values in [1/(n+1), 1]; under exchangeability P(p <= a) <= a.
@@ -75,5 +73,9 @@ def exceeds(scores: FloatArray, threshold: Threshold) -> BoolArray:
 
 
 def _rank(n: int, target_fpr: float) -> int:
-    # The rounding keeps (n + 1)(1 - a) whole where it is whole: 100 * (1 - 0.01) must not become 99.00000000000001.
-    return math.ceil(round((n + 1) * (1 - target_fpr), 9))
+    return math.ceil((n + 1) * (1 - _as_written(target_fpr)))
+
+
+def _as_written(target_fpr: float) -> Fraction:
+    # In floats 100 * (1 - 0.01) may come out above 99, and the rank would be one too high.
+    return Fraction(str(target_fpr))
