@@ -63,7 +63,7 @@ class OrtModel:
 
     def __init__(self, model: bytes, *, label: str, threads: int | None = None, provider: str = CPU) -> None:
         self._label = label
-        self._session = _open_session(model, label, threads or len(os.sched_getaffinity(0)), provider)
+        self._session = _open_session(model, label, threads or _usable_cores(), provider)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(i.name for i in inputs)
@@ -88,11 +88,25 @@ class OrtModel:
         check_inputs(inputs, self._input)
         if self._batch is None:
             return self._run(inputs, names)
-        pieces = [
-            self._run(_padded(inputs[i : i + self._batch], self._batch), names)
-            for i in range(0, len(inputs), self._batch)
-        ]
-        return tuple(np.concatenate(parts)[: len(inputs)] for parts in zip(*pieces, strict=True))
+        batch = self._batch
+        pieces = [self._run_padded(inputs[i : i + batch], batch, names) for i in range(0, len(inputs), batch)]
+        return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+
+    def _run_padded(
+        self, inputs: NDArray[np.generic], batch: int, names: Sequence[str]
+    ) -> tuple[NDArray[np.generic], ...]:
+        """Run up to a batch of rows as a whole one, and drop what the padding answers."""
+        n_rows = len(inputs)
+        padding = np.repeat(inputs[-1:], batch - n_rows, axis=0)
+        outputs = self._run(np.concatenate([inputs, padding]), names)
+        for name, output in zip(names, outputs, strict=True):
+            if not output.ndim or len(output) % batch:
+                raise ModelError(
+                    f"the {self._label} model's {name} has shape {output.shape}, which has no rows for a batch of"
+                    f" {batch}; export the model with a free batch axis"
+                )
+        # A first axis that joins N with others, such as N * windows, is cut in proportion.
+        return tuple(output[: len(output) * n_rows // batch] for output in outputs)
 
     def _run(self, inputs: NDArray[np.generic], names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
         try:
@@ -133,8 +147,12 @@ def _open_session(model: bytes, label: str, threads: int, provider: str) -> ort.
     # Two sessions that spin while idle would burn the cores that the other one needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _ERROR_LEVEL
+    # A model that keeps weights in other files could read any file here; nothing lies below this path.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
-        session = ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU])))
+        session = ort.InferenceSession(
+            model, options, providers=list(dict.fromkeys([provider, CPU])), enable_fallback=False
+        )
     except _ORT_ERRORS as error:
         raise ModelError(f"onnxruntime cannot load the {label} model: {_first_line(error)}") from error
     if provider not in session.get_providers():
@@ -145,6 +163,11 @@ def _open_session(model: bytes, label: str, threads: int, provider: str) -> ort.
     return session
 
 
+def _usable_cores() -> int:
+    # Only Linux knows what this process may use; elsewhere all cores count.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _spec(node: ort.NodeArg) -> TensorSpec:
     if node.type not in _DTYPES:
         raise ModelError(f"tensor {node.name} has type {node.type}; a guarded model takes and gives numeric tensors")
@@ -152,13 +175,8 @@ def _spec(node: ort.NodeArg) -> TensorSpec:
     return TensorSpec(name=node.name, dtype=_DTYPES[node.type], shape=shape)
 
 
-def _padded(inputs: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
-    missing = batch - len(inputs)
-    return np.concatenate([inputs, np.repeat(inputs[-1:], missing, axis=0)]) if missing else inputs
-
-
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:
