@@ -24,6 +24,7 @@ MARK = "trigger_guard.bounds"
 _UNBOUNDED = "/unbounded"
 _UPPER = "/upper_bound"
 _BOUND = "/bound"
+_CLIPS_DOUBLES = 12
 _FREE_INITIALIZERS = 4  # the IR version since which an initializer need not be an input of the graph
 
 
@@ -44,6 +45,8 @@ def insert_bounds(model: onnx.ModelProto, bounds: ActivationBounds, sites: Seque
     bounded.CopyFrom(model)
     graph = bounded.graph
     dtypes = {site.tensor: site.dtype for site in sites}
+    if strangers := sorted(bounds.upper.keys() - dtypes.keys()):
+        raise CalibrationError(f"{strangers[0]!r} has a bound but is none of the sites; find the sites again")
     taken = set(_names(graph))
     nodes: list[onnx.NodeProto] = []
     placed: set[str] = set()
@@ -51,7 +54,7 @@ def insert_bounds(model: onnx.ModelProto, bounds: ActivationBounds, sites: Seque
         nodes.append(node)
         for tensor in [t for t in node.output if t in bounds.upper]:
             upper = _representable(tensor, bounds.upper[tensor], dtypes[tensor])
-            constant, bound = _bound_nodes(node, tensor, upper, taken)
+            constant, bound = _bound_nodes(node, tensor, upper, taken, clips=_can_clip(model, upper))
             nodes += _hold(graph, constant, as_initializer=model.ir_version >= _FREE_INITIALIZERS)
             nodes.append(bound)
             placed.add(tensor)
@@ -79,17 +82,23 @@ def check_edited(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _bound_nodes(
-    node: onnx.NodeProto, tensor: str, upper: FloatArray, taken: set[str]
+    node: onnx.NodeProto, tensor: str, upper: FloatArray, taken: set[str], *, clips: bool
 ) -> tuple[onnx.TensorProto, onnx.NodeProto]:
     """Let the node write the unbounded tensor; return the bound as a constant, and the node that applies it."""
     unbounded, limit, name = (_fresh(tensor + ending, taken) for ending in (_UNBOUNDED, _UPPER, _BOUND))
     outputs = [unbounded if output == tensor else output for output in node.output]
     del node.output[:]
     node.output.extend(outputs)
-    if (upper == upper.flat[0]).all():
-        constant = numpy_helper.from_array(upper.reshape(-1)[0], limit)
+    constant = numpy_helper.from_array(upper.reshape(-1)[0] if clips else upper, limit)
+    if clips:
         return constant, helper.make_node("Clip", [unbounded, "", limit], [tensor], name=name)
-    return numpy_helper.from_array(upper, limit), helper.make_node("Min", [unbounded, limit], [tensor], name=name)
+    return constant, helper.make_node("Min", [unbounded, limit], [tensor], name=name)
+
+
+def _can_clip(model: onnx.ModelProto, upper: FloatArray) -> bool:
+    """Say whether one scalar bounds the site, in a type that onnxruntime clips: doubles only since opset 12."""
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    return bool((upper == upper.flat[0]).all()) and (upper.dtype != np.float64 or opset >= _CLIPS_DOUBLES)
 
 
 def _hold(graph: onnx.GraphProto, constant: onnx.TensorProto, *, as_initializer: bool) -> list[onnx.NodeProto]:

@@ -78,20 +78,19 @@ def site_moments(
     merged: dict[str, Moments] = {}
     for done, values in forward(model, [site.tensor for site in sites], inputs):
         for site in sites:
+            _check_finite(site.tensor, values[site.tensor])
             batch = _pooled_moments(values[site.tensor], site.channel_axis, pooling)
             merged[site.tensor] = merged[site.tensor].merged(batch) if site.tensor in merged else batch
         progress("activation statistics", done, len(inputs))
-    _check_finite(merged)
     return merged
 
 
-def _check_finite(merged: Mapping[str, Moments]) -> None:
-    for tensor, moments in merged.items():
-        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.squares).all()):
-            raise CalibrationError(
-                f"the activation {tensor!r} is NaN or infinite on clean samples, so it has no bound; check the"
-                " preprocessing, or export the model with float32"
-            )
+def _check_finite(tensor: str, values: FloatArray) -> None:
+    if not np.isfinite(values).all():
+        raise CalibrationError(
+            f"the activation {tensor!r} is NaN or infinite on clean samples, so it has no bound; check the"
+            " preprocessing, or export the model with float32"
+        )
 
 
 def _pooled_moments(values: FloatArray, channel_axis: int, pooling: Pooling) -> Moments:
