@@ -1,12 +1,13 @@
 """The manifest of a bundle: what it says, and how it is written and read as JSON. docs/bundle-format.md states it."""
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any, Literal, NoReturn, get_args
 
 from guard.errors import BundleError
 from guard.scores import SCORES
@@ -17,6 +18,12 @@ __all__ = ["FORMAT_VERSION", "FileDigest", "Manifest", "read_manifest", "write_m
 FORMAT_VERSION = 1
 
 OutputKind = Literal["logits", "probabilities"]
+
+_Check = Callable[[Any], bool]
+
+_FLOATS = frozenset({"float16", "float32", "float64"})
+_DTYPES = _FLOATS | {"bool"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_OWN_DIGEST = "manifest_sha256"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +80,21 @@ class Manifest:
 
 
 def write_manifest(manifest: Manifest) -> bytes:
-    """Return the manifest as JSON: sorted keys, so that equal manifests are equal bytes."""
-    return json.dumps(asdict(manifest), indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+    """Return the manifest as JSON: sorted keys, so that equal manifests are equal bytes, and a digest of itself."""
+    # What is digested is what a reader will see: keys that are texts, in their order.
+    values = json.loads(json.dumps(asdict(manifest), allow_nan=False))
+    own = {**values, _OWN_DIGEST: _digest(values)}
+    return json.dumps(own, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def read_manifest(content: bytes) -> Manifest:
     """Parse and check a manifest.
 
     Raises:
-        BundleError: Not JSON, another format version, a key missing, unknown, or with a value that cannot be.
+        BundleError: Not JSON, another format version, altered, a key missing, unknown, or with a value that cannot be.
     """
     try:
-        raw = json.loads(content)
+        raw = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(
             f"manifest.json is not JSON ({error}); write the bundle again with guard-calibrate fit"
@@ -93,33 +103,52 @@ def read_manifest(content: bytes) -> Manifest:
         raise BundleError("manifest.json holds no JSON object; write the bundle again with guard-calibrate fit")
     _check_version(raw.get("format_version"))
     _check_keys(raw)
-    try:
-        manifest = _from_json(raw)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BundleError(
-            f"manifest.json holds a value of the wrong form ({error}); see docs/bundle-format.md"
-        ) from error
-    _check_values(manifest)
-    return manifest
+    own_digest = raw.pop(_OWN_DIGEST)
+    for key, (is_right, expected) in _EXPECTED.items():
+        if not is_right(raw[key]):
+            raise BundleError(
+                f"manifest.json: {key} is {reprlib.repr(raw[key])}; it must be {expected}; fit the bundle again"
+            )
+    _check_own_digest(raw, own_digest)
+    return _from_json(raw)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _check_version(version: object) -> None:
     if not isinstance(version, int) or isinstance(version, bool):
-        raise BundleError(f"manifest.json has format_version {version!r}; it must be a whole number")
+        raise BundleError(f"manifest.json has format_version {reprlib.repr(version)}; it must be a whole number")
     if version != FORMAT_VERSION:
         fix = "install a newer Trigger Guard" if version > FORMAT_VERSION else "fit the bundle again"
-        raise BundleError(f"the bundle has format version {version}; this version reads {FORMAT_VERSION}: {fix}")
+        raise BundleError(
+            f"the bundle has format version {reprlib.repr(version)}; this version reads {FORMAT_VERSION}: {fix}"
+        )
 
 
-def _check_keys(raw: dict[str, Any]) -> None:
-    expected = {f.name for f in fields(Manifest)}
+def _check_keys(raw: Mapping[str, Any]) -> None:
+    expected = {f.name for f in fields(Manifest)} | {_OWN_DIGEST}
     if missing := sorted(expected - raw.keys()):
         raise BundleError(f"manifest.json lacks the key {', '.join(missing)}; fit the bundle again")
     if unknown := sorted(raw.keys() - expected):
-        raise BundleError(f"manifest.json has the unknown key {', '.join(unknown)}; fit the bundle again")
+        raise BundleError(f"manifest.json has the unknown key {reprlib.repr(unknown[0])}; fit the bundle again")
 
 
-def _from_json(raw: dict[str, Any]) -> Manifest:
+def _check_own_digest(raw: Mapping[str, Any], own_digest: object) -> None:
+    try:
+        is_same = _digest(raw) == own_digest
+    except (ValueError, RecursionError):  # numbers past a float's range, objects in thousands of objects
+        is_same = False
+    if not is_same:
+        raise BundleError("manifest.json was altered after it was written; restore it or fit the bundle again")
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _from_json(raw: Mapping[str, Any]) -> Manifest:
     return Manifest(
         **{
             **raw,
@@ -131,26 +160,88 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
     )
 
 
-def _spec(raw: dict[str, Any]) -> TensorSpec:
-    np.dtype(raw["dtype"])
-    return TensorSpec(**{**raw, "shape": tuple(raw["shape"])})
+def _spec(raw: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(name=raw["name"], dtype=raw["dtype"], shape=tuple(raw["shape"]))
 
 
-def _check_values(manifest: Manifest) -> None:
-    problems = {
-        f"output_kind is {manifest.output_kind!r}, not logits or probabilities": manifest.output_kind
-        not in ("logits", "probabilities"),
-        f"score is {manifest.score!r}, not one of {', '.join(SCORES)}": manifest.score not in SCORES,
-        f"output shape {manifest.output.shape} is not (N, C) with two classes or more": len(manifest.output.shape) != 2
-        or manifest.n_classes < 2,
-        "thresholds are not exactly alert and correct": set(manifest.thresholds) != {"alert", "correct"},
-        "a threshold is not a finite number": not all(map(_is_cut, manifest.thresholds.values())),
-        "logits is neither a name nor null": not isinstance(manifest.logits, str | None),
-    }
-    for problem, present in problems.items():
-        if present:
-            raise BundleError(f"manifest.json: {problem}; fit the bundle again")
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
 
 
-def _is_cut(threshold: Threshold) -> bool:
-    return isinstance(threshold.value, float) and math.isfinite(threshold.value) and isinstance(threshold.n, int)
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, float) and 0 < value < 1
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(n is None or (_is_count(n) and n > 0) for n in value)
+
+
+def _is_classes(value: Any) -> bool:
+    return _is_shape(value) and len(value) == 2 and value[1] is not None and value[1] >= 2
+
+
+def _is_one_of(values: Iterable[str]) -> _Check:
+    known = frozenset(values)
+    return lambda value: isinstance(value, str) and value in known
+
+
+def _is_record(**parts: _Check) -> _Check:
+    """Accept objects of exactly these keys, whose values are accepted."""
+    return lambda value: (
+        isinstance(value, dict)
+        and value.keys() == parts.keys()
+        and all(is_right(value[key]) for key, is_right in parts.items())
+    )
+
+
+def _is_map(is_right: _Check) -> _Check:
+    return lambda value: isinstance(value, dict) and all(map(is_right, value.values()))
+
+
+_is_threshold = _is_record(value=_is_finite, target_fpr=_is_rate, n=lambda n: _is_count(n) and n > 0)
+
+_EXPECTED: Mapping[str, tuple[_Check, str]] = {
+    "model": (
+        _is_record(name=_is_text, sha256=_is_text, n_bytes=_is_count),
+        "an object with name, sha256 and n_bytes",
+    ),
+    "files": (_is_map(_is_record(sha256=_is_sha256, n_bytes=_is_count)), "an object of sha256 and n_bytes by name"),
+    "input": (
+        _is_record(name=_is_text, dtype=_is_one_of(_DTYPES), shape=_is_shape),
+        "an object with name, dtype (numeric) and shape (N, ...)",
+    ),
+    "output": (
+        _is_record(name=_is_text, dtype=_is_one_of(_FLOATS), shape=_is_classes),
+        "an object with name, dtype (floating) and shape (N, C) of two classes or more",
+    ),
+    "output_kind": (_is_one_of(get_args(OutputKind)), "logits or probabilities"),
+    "logits": (lambda value: value is None or isinstance(value, str), "the name of an output, or null"),
+    "score": (_is_one_of(SCORES), f"one of {', '.join(SCORES)}"),
+    "thresholds": (
+        _is_record(alert=_is_threshold, correct=_is_threshold),
+        "exactly alert and correct, each a finite value, a target_fpr between 0 and 1 and a count n",
+    ),
+    "preprocessing": (_is_object, "an object"),
+    "method": (_is_record(name=_is_text, settings=_is_object), "an object with name and settings"),
+    "sites": (lambda value: isinstance(value, list) and all(map(_is_object, value)), "a list of objects"),
+    "calibration": (_is_object, "an object"),
+    "versions": (_is_map(_is_text), "an object of texts"),
+    "seed": (_is_count, "a whole number from 0"),
+}
+"""What the value of every key must be, and how to say so."""
