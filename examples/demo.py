@@ -107,9 +107,9 @@ def train(images: Images, labels: Classes) -> nn.Module:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     progress = ProgressReport()
     for epoch in range(EPOCHS):
-        for rows in torch.randperm(len(inputs)).split(BATCH):
+        for rows in torch.split(torch.randperm(len(inputs)), BATCH):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
+            torch.autograd.backward(nn.functional.cross_entropy(model(inputs[rows]), targets[rows]))
             optimizer.step()
         schedule.step()
         progress("training", epoch + 1, EPOCHS)

@@ -4,9 +4,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from calibrate.bounds.sigma import fit_sigma
+from calibrate.bounds.unit import fit_unit
 from calibrate.sites import ActivationBounds, BoundsProblem
 
 __all__ = ["METHODS"]
 
-METHODS: Mapping[str, Callable[[BoundsProblem], ActivationBounds]] = MappingProxyType({"sigma": fit_sigma})
+METHODS: Mapping[str, Callable[[BoundsProblem], ActivationBounds]] = MappingProxyType({
+    "sigma": fit_sigma,
+    "unit": fit_unit,
+})  # fmt: skip
 """Every method by the name that the command line knows it by."""

@@ -36,7 +36,7 @@ class SigmaSettings:
     """
 
     candidates: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-    early_factor: float = 3.0
+    early_factor: float = 2.0
     late_share: float = 0.25
     confidence: float = 0.95
 

@@ -1,0 +1,1 @@
+"""Measurements behind the project's claims; results.md holds their figures."""

@@ -1,0 +1,44 @@
+"""Run measurements: ``python -m benchmarks [NAME ...]``; each prints one section for results.md."""
+
+import argparse
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from benchmarks import detection, fitting, insertion, serving_cost
+
+OUT = Path("out/benchmarks")
+MEASUREMENTS = {
+    "detection": detection.measure,
+    "fitting": fitting.measure,
+    "insertion": insertion.measure,
+    "serving_cost": serving_cost.measure,
+}
+
+
+def main() -> None:
+    """Print the sections asked for, or all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}; all by default")
+    names = parser.parse_args().names or list(MEASUREMENTS)
+    if unknown := [name for name in names if name not in MEASUREMENTS]:
+        parser.error(f"there is no measurement {unknown[0]!r}; choose of {', '.join(MEASUREMENTS)}")
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        print(f"\n## {name}\n\n{_circumstances(name)}\n", flush=True)
+        for line in MEASUREMENTS[name](OUT):
+            print(line, flush=True)
+
+
+def _circumstances(name: str) -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
+    return (
+        f"{len(os.sched_getaffinity(0))} cores of {model.split(':')[1].strip()}, Python {platform.python_version()},"
+        f" commit {commit.stdout.strip() or 'unknown'}; `python -m benchmarks {name}`"
+    )
+
+
+if __name__ == "__main__":
+    main()
