@@ -27,6 +27,7 @@ code {{ background: {_PAPER}; padding: .1rem .3rem; }}
 """
 
 
+_ALIKE = 1e-9
 _NAMESPACE = re.compile(r' xmlns(:\w+)?="[^"]*"')
 _SCORES_EXPLAINED = (
     "<p>An input past the red line is flagged and its predicted class ruled out; past the orange line it gets the"
@@ -123,7 +124,7 @@ def _score_picture(manifest: Manifest, findings: Findings) -> str:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots()
     both = np.concatenate([findings.clean_scores, findings.held_out_scores])
-    edges = np.histogram_bin_edges(both[np.isfinite(both)], bins=60).tolist()
+    edges = _edges(both[np.isfinite(both)])
     axes.hist(findings.clean_scores, bins=edges, color=_INK, alpha=0.85, label="threshold set")
     axes.hist(findings.held_out_scores, bins=edges, color="#7fb2e5", alpha=0.85, label="held-out set")
     for name, color in (("correct", _CORRECT), ("alert", _ALERT)):
@@ -131,6 +132,14 @@ def _score_picture(manifest: Manifest, findings: Findings) -> str:
     axes.set(yscale="log", xlabel=manifest.score.replace("_", " "), ylabel="clean inputs")
     axes.legend(frameon=False)
     return _svg(figure)
+
+
+def _edges(scores: FloatArray) -> list[float]:
+    """Return the edges of 60 bins around finite scores, however alike these are."""
+    low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
+    if high - low <= _ALIKE * max(abs(low), abs(high), 1):
+        low, high = low - 0.5, high + 0.5
+    return [float(edge) for edge in np.linspace(low, high, 61)]
 
 
 def _bounds_picture(upper: Mapping[str, FloatArray]) -> str:
