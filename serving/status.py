@@ -52,7 +52,7 @@ def status_code(error: BaseException) -> grpc.StatusCode:
     """Return the status of any exception that a request may end with."""
     if isinstance(error, asyncio.CancelledError):
         return grpc.StatusCode.CANCELLED
-    return STATUS.get(type(error), grpc.StatusCode.INTERNAL) if isinstance(error, GuardError) else _UNEXPECTED
+    return next((STATUS[t] for t in type(error).__mro__ if t in STATUS), grpc.StatusCode.INTERNAL)
 
 
 def refusal(error: Exception, *, incident: str) -> Refusal:
@@ -67,6 +67,3 @@ def refusal(error: Exception, *, incident: str) -> Refusal:
         return Refusal(code, f"the request failed inside the server; its log says why under {incident}")
     text = str(error)
     return Refusal(code, text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}...")
-
-
-_UNEXPECTED = grpc.StatusCode.INTERNAL
