@@ -1,6 +1,7 @@
 """guard-calibrate: fit, evaluate and show bundles. The only place of this package that prints."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -158,7 +159,8 @@ def _write_json(path: str, content: dict[str, object]) -> None:
         staging.write_text(json.dumps(content, indent=2) + "\n")
         staging.replace(target)
     except OSError as error:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staging.unlink()
         raise InputError(f"cannot write {target}: {error.strerror}; choose another place for --json") from error
 
 
