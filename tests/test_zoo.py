@@ -1,0 +1,34 @@
+"""The guard on real backdoored CIFAR-10 models, where they lie beside the repository."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from calibrate.__main__ import main
+
+SHARED = Path(__file__).parents[2] / "shared"
+LEAST = {
+    "badnets": {"auroc": 0.995, "tpr": 0.98, "guarded_robust_accuracy": 0.75},
+    "blend": {"auroc": 0.995, "tpr": 0.95, "guarded_robust_accuracy": 0.70},
+    "wanet": {"auroc": 0.98, "tpr": 0.90, "guarded_robust_accuracy": 0.70},
+    "all2all": {"auroc": 0.98, "tpr": 0.90, "guarded_robust_accuracy": 0.70},
+}
+pytestmark = pytest.mark.skipif(not (SHARED / "zoo").is_dir(), reason=f"no backdoored models in {SHARED / 'zoo'}")
+
+
+@pytest.mark.parametrize("model", LEAST)
+def test_a_real_backdoor_is_flagged_and_corrected(model, tmp_path):
+    source = SHARED / "zoo" / f"cifar10-resnet18-{model}.onnx"
+    bundle, figures = str(tmp_path / "bundle"), tmp_path / "figures.json"
+    calibration, test = (str(SHARED / "data" / f"cifar10-{part}.tar") for part in ("calibration", "test"))
+    triggered = str(source.with_name(f"{source.stem}-triggered.npz"))
+    assert main(["fit", str(source), "--data", calibration, "--limit", "2000", "--bundle", bundle]) == 0
+    arguments = ["--clean", test, "--triggered", triggered, "--limit", "1000", "--json", str(figures)]
+    assert main(["evaluate", bundle, *arguments]) == 0
+    found = json.loads(figures.read_text())
+    assert {key: found[key] for key, least in LEAST[model].items() if found[key] < least} == {}
+    assert found["measured_fpr"] <= 0.03
+    assert found["original_attack_success_rate"] > 0.7
+    assert found["guarded_attack_success_rate"] < 0.1
+    assert found["original_clean_accuracy"] - found["guarded_clean_accuracy"] < 0.03
