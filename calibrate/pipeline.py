@@ -71,23 +71,8 @@ def fit_bundle(
     draft = draft_bundle(classifier, sites, bounds, split, settings)
     thresholds, clean_scores = _fit_thresholds(draft, split.threshold, settings, progress)
     fitted = replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(clean_scores))
-    guard = Guard.from_bundle(fitted)
-    answered = answer(guard, split.held_out, progress, stage="measuring the held-out set")
-    findings = Findings(
-        held_out=evaluate(answered, None, target_fpr=settings.target_fpr),
-        held_out_scores=answered.scores,
-        clean_scores=fitted.clean_scores,
-        upper=bounds.upper,
-        skipped=samples.skipped,
-    )
-    manifest = replace(fitted.manifest, calibration={**fitted.manifest.calibration, **_measured(findings)})
-    contents = {
-        ORIGINAL: fitted.original,
-        BOUNDED: fitted.bounded,
-        THRESHOLDS: pack_scores(fitted.clean_scores),
-        REPORT: render_report(manifest, findings),
-    }
-    return save_bundle(bundle, manifest, contents), findings
+    findings = _find(fitted, bounds, split.held_out, settings, progress)
+    return _save(fitted, bundle, findings), findings
 
 
 def evaluate_bundle(guard: Guard, clean: Samples, triggered: Samples | None, progress: Progress) -> Evaluation:
@@ -202,6 +187,32 @@ def _fit_thresholds(
         "correct": fit_threshold(scores, target_fpr=settings.correct_fpr),
     }
     return thresholds, scores
+
+
+def _find(
+    fitted: Bundle, bounds: ActivationBounds, held_out: Samples, settings: FitSettings, progress: Progress
+) -> Findings:
+    """Measure the fitted guard on the held-out set."""
+    answered = answer(Guard.from_bundle(fitted), held_out, progress, stage="measuring the held-out set")
+    return Findings(
+        held_out=evaluate(answered, None, target_fpr=settings.target_fpr),
+        held_out_scores=answered.scores,
+        clean_scores=fitted.clean_scores,
+        upper=bounds.upper,
+        skipped=held_out.skipped,
+    )
+
+
+def _save(fitted: Bundle, place: str | Path, findings: Findings) -> Manifest:
+    """Write the bundle with what was found; return its manifest."""
+    manifest = replace(fitted.manifest, calibration={**fitted.manifest.calibration, **_measured(findings)})
+    contents = {
+        ORIGINAL: fitted.original,
+        BOUNDED: fitted.bounded,
+        THRESHOLDS: pack_scores(fitted.clean_scores),
+        REPORT: render_report(manifest, findings),
+    }
+    return save_bundle(place, manifest, contents)
 
 
 def _measured(findings: Findings) -> Mapping[str, object]:
