@@ -19,3 +19,10 @@ def digits_bundle(digits, tmp_path_factory) -> Path:
     from digits import fit
 
     return fit(digits.model, digits.clean, tmp_path_factory.mktemp("fitted") / "bundle")
+
+
+@pytest.fixture
+def good_fit(digits, tmp_path) -> dict[str, Path]:
+    """Return the paths of a fit that would work, its bundle in an empty folder."""
+    (tmp_path / "out").mkdir()
+    return {"model": digits.model, "data": digits.clean, "bundle": tmp_path / "out" / "bundle"}

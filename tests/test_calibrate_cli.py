@@ -5,13 +5,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
-from small_graphs import model_of, node
+from calibrate_runs import check_refused, fit_with, save_data
 
 from calibrate.__main__ import main
 from calibrate.evaluation import Evaluation
@@ -19,59 +16,16 @@ from calibrate.pipeline import PARTS
 from guard.bundle import load_bundle
 
 
-@pytest.fixture
-def good(digits, tmp_path) -> dict[str, Path]:
-    """Return the paths of a fit that would work, its bundle in an empty folder."""
-    (tmp_path / "out").mkdir()
-    return {"model": digits.model, "data": digits.clean, "bundle": tmp_path / "out" / "bundle"}
-
-
-def _fit(paths: dict[str, Path], *options: str) -> int:
-    return main(["fit", str(paths["model"]), "--data", str(paths["data"]), "--bundle", str(paths["bundle"]), *options])
-
-
-def _refused(status: int, capfd, *parts: str) -> str:
-    """Check that one line of error and nothing else was printed; return it."""
-    out, err = capfd.readouterr()
-    progress, _, line = err.rpartition("guard-calibrate: error: ")
-    assert (status, out) == (2, "")
-    assert line.endswith("\n")
-    assert line.count("\n") == 1
-    assert all(" of " in step for step in progress.splitlines())
-    assert all(part in line for part in parts), line
-    return line
-
-
-def _refused_fit(good, capfd, *options: str, says: str = "", **changes: Path) -> None:
-    _refused(_fit({**good, **changes}, *options), capfd, says)
-    assert not good["bundle"].exists()
-    assert list(good["bundle"].parent.iterdir()) == []
-
-
-def _save_data(path: Path, **arrays) -> Path:
-    np.savez(path, **arrays)
-    return path
-
-
-def _save_model(path: Path, model: onnx.ModelProto) -> Path:
-    onnx.save(model, path)
-    return path
-
-
-def _inputs(n: int = 300) -> np.ndarray:
-    return np.zeros((n, 1, 8, 8), dtype=np.float32)
-
-
-def test_a_fit_says_what_it_measured_and_where_the_bundle_is(good, capsys):
-    assert _fit(good) == 0
+def test_a_fit_says_what_it_measured_and_where_the_bundle_is(good_fit, capsys):
+    assert fit_with(good_fit) == 0
     out, _ = capsys.readouterr()
     assert "measured_fpr" in out
-    assert out.endswith(f"bundle written to {good['bundle']}; look at {good['bundle'] / 'report.html'}\n")
-    assert load_bundle(good["bundle"]).manifest.model["name"] == "digits"
+    assert out.endswith(f"bundle written to {good_fit['bundle']}; look at {good_fit['bundle'] / 'report.html'}\n")
+    assert load_bundle(good_fit["bundle"]).manifest.model["name"] == "digits"
 
 
-def test_progress_goes_to_standard_error_line_by_line(good, capsys):
-    _fit(good)
+def test_progress_goes_to_standard_error_line_by_line(good_fit, capsys):
+    fit_with(good_fit)
     out, err = capsys.readouterr()
     n = round(PARTS[1] * 700)
     assert f"scoring the threshold set: {n} of {n}" in err
@@ -79,10 +33,10 @@ def test_progress_goes_to_standard_error_line_by_line(good, capsys):
     assert "\r" not in err
 
 
-def test_a_fit_without_labels_warns_on_standard_error(good, digits, tmp_path, capsys):
+def test_a_fit_without_labels_warns_on_standard_error(good_fit, digits, tmp_path, capsys):
     with np.load(digits.clean) as arrays:
-        data = _save_data(tmp_path / "unlabelled.npz", inputs=arrays["inputs"])
-    assert _fit({**good, "data": data}) == 0
+        data = save_data(tmp_path / "unlabelled.npz", inputs=arrays["inputs"])
+    assert fit_with({**good_fit, "data": data}) == 0
     out, err = capsys.readouterr()
     assert "warning: No labels were given" in err
     assert "warning" not in out
@@ -108,7 +62,7 @@ def test_evaluate_on_clean_data_alone_says_what_is_not_applicable(digits, digits
 
 def test_evaluate_takes_the_target_class_from_the_command_line(digits, digits_bundle, tmp_path, capsys):
     with np.load(digits.triggered) as arrays:
-        data = _save_data(tmp_path / "t.npz", inputs=arrays["inputs"], labels=arrays["labels"])
+        data = save_data(tmp_path / "t.npz", inputs=arrays["inputs"], labels=arrays["labels"])
     arguments = ["evaluate", str(digits_bundle), "--clean", str(digits.test), "--triggered", str(data)]
     assert main(arguments) == 0
     assert "give --target-class" in capsys.readouterr().out
@@ -127,122 +81,9 @@ def test_show_prints_what_was_verified(digits_bundle, capsys):
     assert err == ""
 
 
-def test_a_missing_model_is_refused(good, tmp_path, capfd):
-    _refused_fit(good, capfd, model=tmp_path / "none.onnx", says="none.onnx is no file")
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"\x00" * 99])
-def test_what_is_no_onnx_is_refused(good, tmp_path, capfd, content):
-    (tmp_path / "model.onnx").write_bytes(content)
-    _refused_fit(good, capfd, model=tmp_path / "model.onnx", says="no valid ONNX model")
-
-
-def test_a_truncated_model_is_refused(good, tmp_path, capfd):
-    (tmp_path / "model.onnx").write_bytes(good["model"].read_bytes()[:-500])
-    _refused_fit(good, capfd, model=tmp_path / "model.onnx", says="truncated")
-
-
-def test_a_model_that_onnxruntime_cannot_run_is_refused(good, tmp_path, capfd):
-    model = model_of(node("Magic", ["x"], ["y"], domain="org.nobody"), domains=["org.nobody"])
-    _refused_fit(good, capfd, model=_save_model(tmp_path / "m.onnx", model), says="Magic")
-
-
-def test_a_model_without_an_activation_is_refused(good, tmp_path, capfd):
-    model = model_of(node("Flatten", ["x"], ["y"]), x=("N", 1, 8, 8), y=("N", 64))
-    _refused_fit(good, capfd, model=_save_model(tmp_path / "m.onnx", model), says="no activation to bound")
-
-
-def test_a_model_with_two_outputs_is_refused(good, tmp_path, capfd):
-    model = model_of(node("Relu", ["x"], ["h"]), node("Neg", ["h"], ["y"]))
-    model.graph.output.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 3]))
-    _refused_fit(good, capfd, model=_save_model(tmp_path / "m.onnx", model), says="2 outputs (y, h)")
-
-
-BAD_DATA = {
-    "another shape": ({"inputs": np.zeros((300, 3, 8, 8), dtype=np.float32)}, "shape (300, 3, 8, 8)"),
-    "another rank": ({"inputs": np.zeros((300, 64), dtype=np.float32)}, "shape (300, 64)"),
-    "another type": ({"inputs": _inputs().astype(np.int64)}, "int64"),
-    "text": ({"inputs": np.array(["a", "b"])}, "do not fit"),
-    "no inputs": ({"images": _inputs()}, "no array `inputs`"),
-    "nothing": ({"inputs": _inputs(0)}, "empty"),
-    "a class too many": ({"inputs": _inputs(), "labels": np.full(300, 10)}, "in [0, 10)"),
-    "too few labels": ({"inputs": _inputs(), "labels": np.zeros(299)}, "labels"),
-    "NaN": ({"inputs": np.full((300, 1, 8, 8), np.nan, dtype=np.float32)}, "NaN"),
-    "infinity": ({"inputs": np.full((300, 1, 8, 8), np.inf, dtype=np.float32)}, "infinity"),
-    "pickles": ({"inputs": np.array([{}, {}])}, "cannot be read"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_DATA)
-def test_arrays_that_do_not_fit_are_refused(good, tmp_path, capfd, name):
-    arrays, says = BAD_DATA[name]
-    _refused_fit(good, capfd, data=_save_data(tmp_path / "data.npz", **arrays), says=says)
-
-
-def test_missing_data_are_refused(good, tmp_path, capfd):
-    _refused_fit(good, capfd, data=tmp_path / "none.npz", says="does not exist")
-
-
-def test_an_empty_folder_is_refused(good, tmp_path, capfd):
-    (tmp_path / "empty").mkdir()
-    _refused_fit(good, capfd, data=tmp_path / "empty", says="holds no images")
-
-
-def test_class_folders_of_another_number_are_refused(good, tmp_path, capfd):
-    from PIL import Image
-
-    (tmp_path / "images" / "cat").mkdir(parents=True)
-    Image.new("L", (8, 8)).save(tmp_path / "images" / "cat" / "1.png")
-    _refused_fit(good, capfd, data=tmp_path / "images", says="10 classes")
-
-
-def test_too_few_samples_are_refused_with_how_many_are_missing(good, capfd):
-    line = _refused(_fit(good, "--limit", "50"), capfd, "50 samples are too few", "are missing", "--target-fpr")
-    missing = int(line.split(" are missing")[0].split()[-1])
-    assert _fit(good, "--limit", str(50 + missing)) == 0
-
-
-def test_the_refusal_of_too_few_samples_names_the_limit_only_where_it_binds(good, digits, tmp_path, capfd):
-    assert "--limit" in _refused(_fit(good, "--limit", "50"), capfd)
-    with np.load(digits.clean) as arrays:
-        data = _save_data(tmp_path / "few.npz", inputs=arrays["inputs"][:50])
-    assert "--limit" not in _refused(_fit({**good, "data": data}), capfd)
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--method", "magic"], "--method"),
-        (["--score", "magic"], "--score"),
-        (["--target-fpr", "0"], "target_fpr is 0"),
-        (["--target-fpr", "1"], "target_fpr is 1"),
-        (["--target-fpr", "-1"], "target_fpr is -1"),
-        (["--target-fpr", "nan"], "target_fpr is nan"),
-        (["--target-fpr", "few"], "--target-fpr"),
-        (["--correct-fpr", "0.001"], "correct_fpr is 0.001, below target_fpr 0.01"),
-        (["--max-accuracy-drop", "2"], "max_accuracy_drop is 2"),
-        (["--mean", "a,b,c"], "'a,b,c' is no list of numbers"),
-        (["--mean", ""], "'' is no list of numbers"),
-        (["--mean", "0.1,0.2"], "mean has 2 values"),
-        (["--mean", "nan"], "must be finite"),
-        (["--std", "1,1,1"], "std has 3 values"),
-        (["--std", "0"], "must be finite and positive"),
-        (["--scale", "0"], "must be finite and positive"),
-        (["--layout", "chwn"], "--layout"),
-        (["--limit", "0"], "limit 0"),
-        (["--limit", "-5"], "limit -5"),
-        (["--limit", "many"], "--limit"),
-        (["--seed", "-1"], "'-1' is no whole number from 0 up"),
-        (["--unknown"], "--unknown"),
-    ],
-)
-def test_options_that_mean_nothing_are_refused(good, capfd, options, says):
-    _refused_fit(good, capfd, *options, says=says)
-
-
 @pytest.mark.parametrize("arguments", [[], ["guess"], ["fit"], ["fit", "model.onnx"], ["show"], ["evaluate", "b"]])
 def test_an_incomplete_command_line_is_refused(capfd, arguments):
-    _refused(main(arguments), capfd, "--help")
+    check_refused(main(arguments), capfd, "--help")
 
 
 def test_help_is_no_error(capsys):
@@ -252,30 +93,30 @@ def test_help_is_no_error(capsys):
     assert "--target-fpr" in capsys.readouterr().out
 
 
-def test_a_folder_that_is_no_bundle_is_left_alone(good, tmp_path, capfd):
+def test_a_folder_that_is_no_bundle_is_left_alone(good_fit, tmp_path, capfd):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"cat")
-    _refused(_fit({**good, "bundle": tmp_path / "photos"}), capfd, "is no bundle")
+    check_refused(fit_with({**good_fit, "bundle": tmp_path / "photos"}), capfd, "is no bundle")
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.png"]
 
 
-def test_a_bundle_below_a_file_is_refused(good, tmp_path, capfd):
+def test_a_bundle_below_a_file_is_refused(good_fit, tmp_path, capfd):
     (tmp_path / "file").write_bytes(b"")
-    _refused(_fit({**good, "bundle": tmp_path / "file" / "bundle"}), capfd, "bundle")
+    check_refused(fit_with({**good_fit, "bundle": tmp_path / "file" / "bundle"}), capfd, "bundle")
 
 
-def test_a_place_that_is_taken_is_refused_before_any_work(good, digits, tmp_path, capfd):
+def test_a_place_that_is_taken_is_refused_before_any_work(good_fit, digits, tmp_path, capfd):
     (tmp_path / "file").write_bytes(b"")
-    line = _refused(_fit({**good, "model": tmp_path / "none.onnx", "bundle": tmp_path / "file"}), capfd)
+    line = check_refused(fit_with({**good_fit, "model": tmp_path / "none.onnx", "bundle": tmp_path / "file"}), capfd)
     assert "none.onnx" not in line
 
 
-def test_an_interrupted_fit_says_so_and_writes_nothing(good, monkeypatch, capfd):
+def test_an_interrupted_fit_says_so_and_writes_nothing(good_fit, monkeypatch, capfd):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("calibrate.__main__.fit_bundle", interrupt)
-    assert _fit(good) == 130
+    assert fit_with(good_fit) == 130
     assert capfd.readouterr().err == "guard-calibrate: interrupted; nothing was written\n"
 
 
@@ -292,7 +133,7 @@ def test_a_damaged_bundle_is_refused(digits, digits_bundle, tmp_path, capfd, com
     else:
         shutil.rmtree(bundle)
     options = ["--clean", str(digits.test)] if command == "evaluate" else []
-    _refused(main([command, str(bundle), *options]), capfd, str(bundle))
+    check_refused(main([command, str(bundle), *options]), capfd, str(bundle))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +149,7 @@ def test_a_damaged_bundle_is_refused(digits, digits_bundle, tmp_path, capfd, com
 )
 def test_an_evaluation_that_cannot_be_is_refused(digits, digits_bundle, capfd, options, says):
     arguments = [str(digits.test) if option == "CLEAN" else option for option in options]
-    _refused(main(["evaluate", str(digits_bundle), *arguments]), capfd, says)
+    check_refused(main(["evaluate", str(digits_bundle), *arguments]), capfd, says)
 
 
 @pytest.mark.parametrize("place", [".", "/", "", "FILE/figures.json", "FOLDER"])
@@ -316,7 +157,7 @@ def test_figures_that_cannot_be_written_leave_nothing_behind(digits, digits_bund
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     target = place.replace("FILE", str(tmp_path / "file")).replace("FOLDER", str(tmp_path / "folder"))
-    _refused(main(["evaluate", str(digits_bundle), "--clean", str(digits.test), "--json", target]), capfd)
+    check_refused(main(["evaluate", str(digits_bundle), "--clean", str(digits.test), "--json", target]), capfd)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
 
 
