@@ -21,7 +21,7 @@ from guard.bundle import (
     save_bundle,
 )
 from guard.errors import BundleError
-from guard.folder import _replace_in_two_steps
+from guard.folder import _exchange, _replace_in_two_steps
 
 
 def contents(*, cap=4.0):
@@ -171,6 +171,15 @@ def test_a_disk_that_fills_up_leaves_the_earlier_bundle_and_nothing_else(tmp_pat
     assert ran.stderr.startswith(f"refused: cannot write a bundle at {tmp_path / 'bundle'}: File too large")
     assert bytes_in(tmp_path / "bundle") == before
     assert names_in(tmp_path) == {"bundle"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux swaps folders in one step")
+def test_folders_are_swapped_in_one_step(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name / f"was {name}").mkdir(parents=True)
+    assert _exchange(tmp_path / "one", tmp_path / "other")
+    assert names_in(tmp_path / "one") == {"was other"}
+    assert names_in(tmp_path / "other") == {"was one"}
 
 
 def test_where_folders_cannot_be_swapped_the_earlier_one_is_put_aside_first(tmp_path):
