@@ -11,17 +11,24 @@ from typing import NoReturn
 
 import numpy as np
 
-from calibrate.bounds import METHODS
-from calibrate.data import Preprocessing, Samples, load_samples
-from calibrate.evaluation import Evaluation
-from calibrate.pipeline import FitSettings, evaluate_bundle, fit_bundle
-from calibrate.progress import ProgressReport
-from calibrate.report import warnings_of
 from guard.bundle import REPORT, load_bundle
 from guard.errors import GuardError, InputError
 from guard.manifest import Manifest
 from guard.runtime import Guard
 from guard.scores import SCORES
+
+try:
+    from calibrate.bounds import METHODS
+    from calibrate.data import Preprocessing, Samples, load_samples
+    from calibrate.evaluation import Evaluation
+    from calibrate.pipeline import FitSettings, evaluate_bundle, fit_bundle
+    from calibrate.progress import ProgressReport
+    from calibrate.report import warnings_of
+except ModuleNotFoundError as error:
+    if error.name not in ("matplotlib", "onnx", "PIL", "torch"):
+        raise
+    print(f"guard-calibrate: error: {error.name} is missing; pip install 'trigger-guard[calibrate]'", file=sys.stderr)
+    sys.exit(2)
 
 __all__ = ["main"]
 

@@ -1,8 +1,10 @@
 """Who may import whom. This file is the architecture document; what it does not list is not allowed."""
 
 import ast
+import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,19 @@ def test_what_runs_online_loads_nothing_of_what_calibrates(module, absent):
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert module in ran.stdout.split()
     assert absent.isdisjoint(ran.stdout.split())
+
+
+def test_a_serving_install_calibrates_nothing_and_says_how_to():
+    hide = (
+        "import sys; sys.modules.update(dict.fromkeys(('onnx', 'torch'))); sys.argv = ['guard-calibrate', 'show', 'x']"
+    )
+    code = f"{hide}; import runpy; runpy.run_module('calibrate', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "guard-calibrate: error: onnx is missing; pip install 'trigger-guard[calibrate]'\n"
+
+
+def test_a_serving_install_needs_neither_torch_nor_onnx():
+    needed = {re.split(r"[^\w-]", r)[0] for r in requires("trigger-guard") if "extra ==" not in r}
+    assert needed.isdisjoint({"torch", "onnx", "pillow", "matplotlib"})
+    assert {"numpy", "onnxruntime-gpu", "grpcio", "prometheus-client"} <= needed
