@@ -5,6 +5,7 @@ import pytest
 from onnx import TensorProto, helper
 from small_graphs import model_of, node
 
+from calibrate.activations import find_activations
 from calibrate.graph import find_sites
 from guard.errors import CalibrationError
 
@@ -54,6 +55,16 @@ def test_a_factor_is_no_part_where_the_unscaled_tensor_is_read_elsewhere():
         weights={"half": 0.5},
     )
     assert [site.tensor for site in find_sites(model)] == ["silu"]
+
+
+def test_a_factor_is_no_part_where_the_unscaled_tensor_is_an_output():
+    model = model_of(
+        node("Sigmoid", ["x"], ["gate"]),
+        node("Mul", ["x", "gate"], ["y"]),
+        node("Mul", ["y", "half"], ["scaled"]),
+        weights={"half": 0.5},
+    )
+    assert [activation.tensor for activation in find_activations(model.graph)] == ["y"]
 
 
 def test_an_inner_activation_that_others_read_stays_a_site():
