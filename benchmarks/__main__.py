@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from benchmarks import detection, fitting, insertion, serving_cost
+from benchmarks import detection, fitting, insertion, serving_cost, sharing
 
 OUT = Path("out/benchmarks")
 MEASUREMENTS = {
@@ -14,6 +14,7 @@ MEASUREMENTS = {
     "fitting": fitting.measure,
     "insertion": insertion.measure,
     "serving_cost": serving_cost.measure,
+    "sharing": sharing.measure,
 }
 
 

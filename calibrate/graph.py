@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import inliner
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from calibrate.activations import Activation, find_activations
@@ -146,6 +147,8 @@ def _parse(file: Path) -> tuple[bytes, onnx.ModelProto]:
         model = onnx.load_model_from_string(source)
         load_external_data_for_model(model, str(file.parent))
         onnx.checker.check_model(model)
+        if model.functions:  # activations inside them are sites too
+            model = inliner.inline_local_functions(model)
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(f"{file} is no valid ONNX model, or is truncated: {reason}") from error

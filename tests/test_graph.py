@@ -222,3 +222,13 @@ def test_weights_behind_a_link_are_refused(tmp_path):
     path = _with_external_weights(tmp_path, "link.bin")
     (tmp_path / "link.bin").symlink_to(tmp_path / "weights.bin")
     assert "link" in _refusal(path)
+
+
+def test_activations_inside_the_models_own_functions_are_sites(tmp_path):
+    inside = onnx.helper.make_function(
+        "own", "Activate", ["a"], ["b"], [node("Relu", ["a"], ["b"])], [onnx.helper.make_opsetid("", 17)]
+    )
+    model = model_of(node("Activate", ["x"], ["h"], domain="own"), node("Neg", ["h"], ["y"]), domains=["own"])
+    model.functions.append(inside)
+    sites = find_sites(read_classifier(_save(tmp_path, model)).model)
+    assert [site.function for site in sites] == ["Relu"]
