@@ -34,6 +34,7 @@ __all__ = ["main"]
 
 _USER_ERROR, _INTERRUPTED = 2, 130
 _LABEL_WIDTH = 30
+_NO_VALUE = "not applicable"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +66,8 @@ def _fit(options: argparse.Namespace) -> None:
         manifest, findings = fit_bundle(options.model, options.data, options.bundle, settings, progress)
     for warning in warnings_of(manifest, findings):
         print(f"warning: {warning}", file=sys.stderr)
-    _print_rows(_evaluation_rows(findings.held_out))
+    print("measured on the held-out set, which nothing was fitted on:")
+    _print_rows((key, value) for key, value in _evaluation_rows(findings.held_out) if value != _NO_VALUE)
     print(f"\nbundle written to {options.bundle}; look at {Path(options.bundle) / REPORT}")
 
 
@@ -123,7 +125,7 @@ def _with_target(samples: Samples, options: argparse.Namespace, manifest: Manife
 
 def _evaluation_rows(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     for key, value in asdict(evaluation).items():
-        yield key, "not applicable" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        yield key, _NO_VALUE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _manifest_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
