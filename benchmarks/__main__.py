@@ -6,10 +6,11 @@ import platform
 import subprocess
 from pathlib import Path
 
-from benchmarks import detection, fitting, insertion, serving_cost, sharing
+from benchmarks import bounds, detection, fitting, insertion, serving_cost, sharing
 
 OUT = Path("out/benchmarks")
 MEASUREMENTS = {
+    "bounds": bounds.measure,
     "detection": detection.measure,
     "fitting": fitting.measure,
     "insertion": insertion.measure,

@@ -1,17 +1,18 @@
 """How well the guard detects and corrects, on the backdoored CIFAR-10 models beside the repository."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
 from benchmarks.timing import silent
+from calibrate.bounds import METHODS, Method
 from calibrate.data import Preprocessing, load_samples
 from calibrate.evaluation import Evaluation
 from calibrate.pipeline import FitSettings, evaluate_bundle, fit_bundle
 from guard.runtime import Guard
 
-__all__ = ["measure"]
+__all__ = ["SHARED", "cell", "measure", "run"]
 
 SHARED = Path("../shared")
 MODELS = ("badnets", "wanet", "blend", "all2all", "tact")
@@ -34,15 +35,20 @@ def measure(out: Path) -> Iterator[str]:
     yield f"|---|---|---|{'---|' * len(COLUMNS)}"
     for method, score in (("sigma", "relative_divergence"), ("sigma", "divergence")):
         for model in MODELS:
-            runs = [_run(out, model, method, score, seed) for seed in SEEDS]
-            yield f"| {model} | {method} | {score} | {' | '.join(_cell(runs, key) for key in COLUMNS.values())} |"
+            runs = [run(out, model, method, score, seed) for seed in SEEDS]
+            yield f"| {model} | {method} | {score} | {' | '.join(cell(runs, key) for key in COLUMNS.values())} |"
 
 
-def _run(out: Path, model: str, method: str, score: str, seed: int) -> Evaluation:
+def run(
+    out: Path, model: str, method: str, score: str, seed: int, *, methods: Mapping[str, Method] = METHODS
+) -> Evaluation:
+    """Fit one of the backdoored models and measure the guard on clean and triggered test images."""
     settings = FitSettings(method=method, score=score, preprocessing=Preprocessing(), limit=2000, seed=seed)
     data = SHARED / "data"
     source = SHARED / "zoo" / f"cifar10-resnet18-{model}.onnx"
-    manifest, _ = fit_bundle(source, data / "cifar10-calibration.tar", out / "bundle", settings, silent)
+    manifest, _ = fit_bundle(
+        source, data / "cifar10-calibration.tar", out / "bundle", settings, silent, methods=methods
+    )
     clean, triggered = (
         load_samples(
             path, spec=manifest.input, n_classes=10, preprocessing=Preprocessing(), limit=None, seed=0, progress=silent
@@ -52,7 +58,8 @@ def _run(out: Path, model: str, method: str, score: str, seed: int) -> Evaluatio
     return evaluate_bundle(Guard.load(out / "bundle"), clean, triggered, silent)
 
 
-def _cell(runs: list[Evaluation], key: str) -> str:
+def cell(runs: Sequence[Evaluation], key: str) -> str:
+    """Return the mean over runs, with the extremes where they differ."""
     values = [asdict(run)[key] for run in runs]
     text = f"{mean(values):.4f}"
     return f"{text} [{min(values):.4f}, {max(values):.4f}]" if max(values) - min(values) > 5e-4 else text

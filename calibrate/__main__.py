@@ -72,7 +72,7 @@ def _fit(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    _check_json_place(options.json)
+    _check_json_place(options.json, options.bundle)
     guard = Guard.load(options.bundle)
     triggered = None
     with ProgressReport(sys.stderr) as progress:
@@ -154,10 +154,14 @@ def _print_rows(rows: Iterator[tuple[str, str]]) -> None:
         print(f"{key:<{_LABEL_WIDTH}}{value}")
 
 
-def _check_json_place(path: str | None) -> None:
-    """Refuse, before long work, what can be no file."""
-    if path is not None and (not Path(path).name or Path(path).is_dir()):
+def _check_json_place(path: str | None, bundle: str) -> None:
+    """Refuse, before long work, what can be no file, and a file that would break the bundle."""
+    if path is None:
+        return
+    if not Path(path).name or Path(path).is_dir():
         raise InputError(f"--json is {path!r}, which is a folder; give the name of a file")
+    if Path(path).resolve().is_relative_to(Path(bundle).resolve()):
+        raise InputError(f"--json is {path!r}, inside the bundle, which must hold nothing else; choose another place")
 
 
 def _write_json(path: str, content: dict[str, object]) -> None:

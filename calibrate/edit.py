@@ -16,7 +16,7 @@ from calibrate.sites import ActivationBounds, Site
 from guard.errors import CalibrationError
 from guard.types import FloatArray
 
-__all__ = ["MARK", "check_edited", "insert_bounds"]
+__all__ = ["MARK", "check_edited", "check_unbounded", "insert_bounds"]
 
 MARK = "trigger_guard.bounds"
 """The key of the metadata that an edited model carries: the name of the method."""
@@ -39,8 +39,7 @@ def insert_bounds(model: onnx.ModelProto, bounds: ActivationBounds, sites: Seque
     Raises:
         CalibrationError: The model carries bounds already, or a site is no tensor of its graph.
     """
-    if any(entry.key == MARK for entry in model.metadata_props):
-        raise CalibrationError("the model carries activation bounds already; start from the original")
+    check_unbounded(model)
     bounded = onnx.ModelProto()
     bounded.CopyFrom(model)
     graph = bounded.graph
@@ -63,6 +62,16 @@ def insert_bounds(model: onnx.ModelProto, bounds: ActivationBounds, sites: Seque
     _replace_nodes(graph, nodes)
     bounded.metadata_props.add(key=MARK, value=bounds.method)
     return bounded
+
+
+def check_unbounded(model: onnx.ModelProto) -> None:
+    """Refuse a model that was edited before.
+
+    Raises:
+        CalibrationError: It carries the mark of an edit.
+    """
+    if any(entry.key == MARK for entry in model.metadata_props):
+        raise CalibrationError("the model carries activation bounds already; start from the original")
 
 
 def check_edited(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ from onnx import inliner
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from calibrate.activations import Activation, find_activations
+from calibrate.edit import check_unbounded
 from calibrate.sites import Site
 from guard.errors import CalibrationError, InputError, ModelError
 from guard.model import OrtModel
@@ -62,12 +63,14 @@ def read_classifier(path: str | Path) -> Classifier:
 
     Raises:
         InputError: No such file, not ONNX, truncated, too old, or not one input and one output (N, C) of floats.
+        CalibrationError: The model carries bounds already.
     """
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{file} is no file; give the path of an ONNX model")
     source, model = _parse(file)
     _check_opset(model, file)
+    check_unbounded(model)
     try:
         session = OrtModel(serialize(model), label=file.name)
     except ModelError as error:
@@ -79,7 +82,7 @@ def read_classifier(path: str | Path) -> Classifier:
     if len(output.shape) != 2 or output.dtype not in _FLOATS or (output.shape[1] or 0) < 2:
         raise InputError(f"{file} has the output {output}; a classifier's output is floats (N, C) with C of 2 or more")
     return Classifier(
-        name=file.stem,
+        name=file.stem.encode("utf-8", "replace").decode(),  # a file's name may be no text
         source=source,
         has_external_data=_has_external_data(source),
         model=model,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from calibrate.image_sets import ImageSet
 from calibrate.preprocessing import ImageShape, Pixels
@@ -123,6 +123,8 @@ def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
 def _decode_or_explain(images: ImageSet, index: int, channels: int) -> Pixels | str:
     try:
         return _decode(images.read(index), channels)
+    except UnidentifiedImageError:
+        return "no image of a known format"
     except _UNREADABLE as error:
         return next(iter(str(error).splitlines()), type(error).__name__)
 

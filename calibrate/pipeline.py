@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.bounds import METHODS
+from calibrate.bounds import METHODS, Method
 from calibrate.data import Preprocessing, Samples, load_samples, split_samples
 from calibrate.draft import FitSettings, draft_bundle
 from calibrate.evaluation import Answered, Evaluation, evaluate
@@ -29,10 +29,17 @@ PARTS = (0.3, 0.55, 0.15)
 of one fitted threshold strays from its target, so it gets the most."""
 
 _BATCH = 64
+_LEAST_RATE = 1e-6  # which takes a million samples
 
 
 def fit_bundle(
-    model: str | Path, data: str | Path, bundle: str | Path, settings: FitSettings, progress: Progress
+    model: str | Path,
+    data: str | Path,
+    bundle: str | Path,
+    settings: FitSettings,
+    progress: Progress,
+    *,
+    methods: Mapping[str, Method] = METHODS,
 ) -> tuple[Manifest, Findings]:
     """Fit a guard for a model on clean data and save it as a bundle.
 
@@ -42,6 +49,7 @@ def fit_bundle(
         bundle: The folder to write; an earlier bundle there is replaced once the new one is whole.
         settings: What to fit.
         progress: Told how far the work is.
+        methods: Ways to learn bounds, by the name that settings choose.
 
     Returns:
         The manifest and what was found while fitting.
@@ -52,8 +60,9 @@ def fit_bundle(
         BundleError: The bundle cannot be written there.
     """
     check_place(bundle)
-    _check_settings(settings)
+    _check_settings(settings, methods)
     classifier = read_classifier(model)
+    sites = find_sites(classifier.model)
     _check_preprocessing(classifier.input, settings.preprocessing)
     samples = load_samples(
         data,
@@ -66,8 +75,8 @@ def fit_bundle(
     )
     _check_enough(len(samples), settings)
     split = split_samples(samples, fractions=PARTS, seed=settings.seed)
-    sites = find_sites(classifier.model)
-    bounds = _fit_bounds(classifier, sites, split.bounds, settings, progress)
+    problem = _problem(classifier, sites, split.bounds, settings, progress)
+    bounds = methods[settings.method](problem)
     draft = draft_bundle(classifier, sites, bounds, split, settings)
     thresholds, clean_scores = _fit_thresholds(draft, split.threshold, settings, progress)
     fitted = replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(clean_scores))
@@ -105,11 +114,11 @@ def answer(guard: Guard, samples: Samples, progress: Progress, *, stage: str) ->
     )
 
 
-def _check_settings(settings: FitSettings) -> None:
+def _check_settings(settings: FitSettings, methods: Mapping[str, Method]) -> None:
     for name in ("target_fpr", "correct_fpr"):
         rate = getattr(settings, name)
-        if not 0 < rate < 1:
-            raise InputError(f"{name} is {rate:g}; it is a fraction between 0 and 1, such as 0.01")
+        if not _LEAST_RATE <= rate < 1:
+            raise InputError(f"{name} is {rate:g}; it is a fraction from {_LEAST_RATE:g} to below 1, such as 0.01")
     if settings.correct_fpr < settings.target_fpr:
         raise InputError(
             f"correct_fpr is {settings.correct_fpr:g}, below target_fpr {settings.target_fpr:g}; what is flagged is"
@@ -119,7 +128,7 @@ def _check_settings(settings: FitSettings) -> None:
         raise InputError(f"max_accuracy_drop is {settings.max_accuracy_drop:g}; it is a fraction, such as 0.03")
     if settings.seed < 0:
         raise InputError(f"seed is {settings.seed}; it is a whole number from 0 up")
-    for name, known in (("method", METHODS), ("score", SCORES)):
+    for name, known in (("method", methods), ("score", SCORES)):
         if (chosen := getattr(settings, name)) not in known:
             raise InputError(f"there is no {name} {chosen!r}; choose one of {', '.join(known)}")
 
@@ -158,13 +167,14 @@ def _part_sizes(n: int) -> tuple[int, int, int]:
     return first, second - first, n - second
 
 
-def _fit_bounds(
+def _problem(
     classifier: Classifier, sites: Sequence[Site], samples: Samples, settings: FitSettings, progress: Progress
-) -> ActivationBounds:
+) -> BoundsProblem:
+    """Return what a bounds method may look at; without labels the original's predictions stand in."""
     labels = samples.labels
     if labels is None:
         labels = predict(classifier.model, classifier.logits, samples)
-    problem = BoundsProblem(
+    return BoundsProblem(
         model=classifier.model,
         logits=classifier.logits,
         sites=sites,
@@ -174,7 +184,6 @@ def _fit_bounds(
         seed=settings.seed,
         progress=progress,
     )
-    return METHODS[settings.method](problem)
 
 
 def _fit_thresholds(

@@ -35,6 +35,9 @@ _SCORES_EXPLAINED = (
 )
 
 
+_NOISE = 1e-4  # divergences below it may come from rounding alone
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
     """What was found while fitting.
@@ -88,8 +91,11 @@ def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
         )
     if manifest.calibration["labels"] != "given":
         yield "No labels were given: the original's own predictions stood in, and accuracies are agreement with them."
-    if alert.value <= 0:
-        yield "The alert threshold is not positive: the bounds hardly touch clean inputs and may not touch triggers."
+    if alert.value < _NOISE:
+        yield (
+            f"The alert threshold is {alert.value:.2g}, no more than rounding: the bounds hardly touch clean inputs,"
+            " may not touch triggers, and what is flagged may differ from machine to machine."
+        )
     if findings.skipped:
         yield f"{len(findings.skipped)} images could not be read and were skipped, such as {findings.skipped[0]}."
 

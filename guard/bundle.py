@@ -6,6 +6,7 @@ was checked is what is used: files are read once, and models are opened from tho
 
 import hashlib
 import io
+import os
 import reprlib
 import zipfile
 import zlib
@@ -134,6 +135,9 @@ def check_place(path: str | Path) -> None:
     try:
         target.lstat()
     except FileNotFoundError:
+        existing = next(parent for parent in target.absolute().parents if parent.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise BundleError(f"cannot write a bundle at {target}: {existing} is not writable") from None
         return
     except (OSError, ValueError) as error:
         raise BundleError(f"cannot write a bundle at {target}: {error}") from error

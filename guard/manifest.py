@@ -2,14 +2,28 @@
 
 import hashlib
 import json
-import math
-import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NoReturn, get_args
 
 from guard.errors import BundleError
+from guard.json_checks import (
+    Check,
+    is_classes,
+    is_count,
+    is_finite,
+    is_map,
+    is_number,
+    is_numbers,
+    is_object,
+    is_one_of,
+    is_rate,
+    is_record,
+    is_sha256,
+    is_shape,
+    is_text,
+)
 from guard.scores import SCORES
 from guard.types import TensorSpec, Threshold
 
@@ -19,7 +33,6 @@ FORMAT_VERSION = 1
 
 OutputKind = Literal["logits", "probabilities"]
 
-_Check = Callable[[Any], bool]
 
 _FLOATS = frozenset({"float16", "float32", "float64"})
 _DTYPES = _FLOATS | {"bool"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -50,8 +63,8 @@ class Manifest:
         thresholds: ``alert`` and ``correct``.
         preprocessing: How images become inputs: ``scale``, ``mean``, ``std``, ``layout``.
         method: ``name`` and ``settings`` of the way the bounds were learned.
-        sites: Per bounded activation ``tensor``, ``function``, ``shape``, ``channel_axis``, ``granularity``, and the
-            least and greatest bound.
+        sites: Per bounded activation ``tensor``, ``function``, ``shape``, ``channel_axis``, ``n_bounds``,
+            ``least_bound`` and ``greatest_bound``.
         calibration: The sizes of the parts, where the labels came from, and what was measured while fitting.
         versions: Of the libraries that wrote the bundle.
         seed: Of everything drawn at random.
@@ -164,84 +177,49 @@ def _spec(raw: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(name=raw["name"], dtype=raw["dtype"], shape=tuple(raw["shape"]))
 
 
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
+_is_site = is_record(
+    tensor=is_text,
+    function=is_text,
+    shape=is_shape,
+    channel_axis=is_count,
+    n_bounds=is_count,
+    least_bound=is_finite,
+    greatest_bound=is_finite,
+)
+_is_threshold = is_record(value=is_finite, target_fpr=is_rate, n=lambda n: is_count(n) and n > 0)
 
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _is_rate(value: object) -> bool:
-    return isinstance(value, float) and 0 < value < 1
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_shape(value: object) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(n is None or (_is_count(n) and n > 0) for n in value)
-
-
-def _is_classes(value: Any) -> bool:
-    return _is_shape(value) and len(value) == 2 and value[1] is not None and value[1] >= 2
-
-
-def _is_one_of(values: Iterable[str]) -> _Check:
-    known = frozenset(values)
-    return lambda value: isinstance(value, str) and value in known
-
-
-def _is_record(**parts: _Check) -> _Check:
-    """Accept objects of exactly these keys, whose values are accepted."""
-    return lambda value: (
-        isinstance(value, dict)
-        and value.keys() == parts.keys()
-        and all(is_right(value[key]) for key, is_right in parts.items())
-    )
-
-
-def _is_map(is_right: _Check) -> _Check:
-    return lambda value: isinstance(value, dict) and all(map(is_right, value.values()))
-
-
-_is_threshold = _is_record(value=_is_finite, target_fpr=_is_rate, n=lambda n: _is_count(n) and n > 0)
-
-_EXPECTED: Mapping[str, tuple[_Check, str]] = {
+_EXPECTED: Mapping[str, tuple[Check, str]] = {
     "model": (
-        _is_record(name=_is_text, sha256=_is_text, n_bytes=_is_count),
+        is_record(name=is_text, sha256=is_text, n_bytes=is_count),
         "an object with name, sha256 and n_bytes",
     ),
-    "files": (_is_map(_is_record(sha256=_is_sha256, n_bytes=_is_count)), "an object of sha256 and n_bytes by name"),
+    "files": (is_map(is_record(sha256=is_sha256, n_bytes=is_count)), "an object of sha256 and n_bytes by name"),
     "input": (
-        _is_record(name=_is_text, dtype=_is_one_of(_DTYPES), shape=_is_shape),
+        is_record(name=is_text, dtype=is_one_of(_DTYPES), shape=is_shape),
         "an object with name, dtype (numeric) and shape (N, ...)",
     ),
     "output": (
-        _is_record(name=_is_text, dtype=_is_one_of(_FLOATS), shape=_is_classes),
+        is_record(name=is_text, dtype=is_one_of(_FLOATS), shape=is_classes),
         "an object with name, dtype (floating) and shape (N, C) of two classes or more",
     ),
-    "output_kind": (_is_one_of(get_args(OutputKind)), "logits or probabilities"),
+    "output_kind": (is_one_of(get_args(OutputKind)), "logits or probabilities"),
     "logits": (lambda value: value is None or isinstance(value, str), "the name of an output, or null"),
-    "score": (_is_one_of(SCORES), f"one of {', '.join(SCORES)}"),
+    "score": (is_one_of(SCORES), f"one of {', '.join(SCORES)}"),
     "thresholds": (
-        _is_record(alert=_is_threshold, correct=_is_threshold),
+        is_record(alert=_is_threshold, correct=_is_threshold),
         "exactly alert and correct, each a finite value, a target_fpr between 0 and 1 and a count n",
     ),
-    "preprocessing": (_is_object, "an object"),
-    "method": (_is_record(name=_is_text, settings=_is_object), "an object with name and settings"),
-    "sites": (lambda value: isinstance(value, list) and all(map(_is_object, value)), "a list of objects"),
-    "calibration": (_is_object, "an object"),
-    "versions": (_is_map(_is_text), "an object of texts"),
-    "seed": (_is_count, "a whole number from 0"),
+    "preprocessing": (
+        is_record(scale=is_number, mean=is_numbers, std=is_numbers, layout=is_one_of(("nchw", "nhwc"))),
+        "an object with scale, mean, std (lists of numbers) and layout (nchw or nhwc)",
+    ),
+    "method": (is_record(name=is_text, settings=is_object), "an object with name and settings"),
+    "sites": (
+        lambda value: isinstance(value, list) and all(map(_is_site, value)),
+        "a list of objects with tensor, function, shape, channel_axis, n_bounds, least_bound and greatest_bound",
+    ),
+    "calibration": (is_object, "an object"),
+    "versions": (is_map(is_text), "an object of texts"),
+    "seed": (is_count, "a whole number from 0"),
 }
 """What the value of every key must be, and how to say so."""

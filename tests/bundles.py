@@ -61,7 +61,7 @@ def manifest(*, name: str = "tiny", dtype: str = "float32") -> Manifest:
         logits="y",
         score="divergence",
         thresholds=thresholds,
-        preprocessing={},
+        preprocessing={"scale": 255.0, "mean": [0.0], "std": [1.0], "layout": "nchw"},
         method={"name": "by-hand", "settings": {}},
         sites=[],
         calibration={},

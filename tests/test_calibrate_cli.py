@@ -161,6 +161,13 @@ def test_figures_that_cannot_be_written_leave_nothing_behind(digits, digits_bund
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
 
 
+def test_figures_inside_the_bundle_would_break_it_and_are_refused(digits, digits_bundle, capfd):
+    target = str(digits_bundle / "figures.json")
+    arguments = ["evaluate", str(digits_bundle), "--clean", str(digits.test), "--json", target]
+    check_refused(main(arguments), capfd, "inside the bundle")
+    assert main(["show", str(digits_bundle)]) == 0
+
+
 def test_the_command_runs_as_a_program_and_prints_one_line_of_error(tmp_path):
     arguments = ["fit", "none.onnx", "--data", "none", "--bundle", "out"]
     done = subprocess.run(

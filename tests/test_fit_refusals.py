@@ -50,6 +50,12 @@ def test_a_model_without_an_activation_is_refused(good_fit, tmp_path, capfd):
     _refused_fit(good_fit, capfd, model=_save_model(tmp_path / "m.onnx", model), says="no activation to bound")
 
 
+def test_a_model_that_was_bounded_before_is_refused(good_fit, tmp_path, capfd):
+    model = model_of(node("Relu", ["x"], ["h"]), node("Neg", ["h"], ["y"]))
+    model.metadata_props.add(key="trigger_guard.bounds", value="sigma")
+    _refused_fit(good_fit, capfd, model=_save_model(tmp_path / "m.onnx", model), says="bounds already")
+
+
 def test_a_model_with_two_outputs_is_refused(good_fit, tmp_path, capfd):
     model = model_of(node("Relu", ["x"], ["h"]), node("Neg", ["h"], ["y"]))
     model.graph.output.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 3]))
@@ -118,6 +124,7 @@ def test_the_refusal_of_too_few_samples_names_the_limit_only_where_it_binds(good
         (["--target-fpr", "1"], "target_fpr is 1"),
         (["--target-fpr", "-1"], "target_fpr is -1"),
         (["--target-fpr", "nan"], "target_fpr is nan"),
+        (["--target-fpr", "1e-320"], "target_fpr is 1e-320"),
         (["--target-fpr", "few"], "--target-fpr"),
         (["--correct-fpr", "0.001"], "correct_fpr is 0.001, below target_fpr 0.01"),
         (["--max-accuracy-drop", "2"], "max_accuracy_drop is 2"),

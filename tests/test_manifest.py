@@ -17,6 +17,15 @@ FILES = {
     "original.onnx": FileDigest(sha256="ab" * 32, n_bytes=7),
     "report.html": FileDigest(sha256="0" * 64, n_bytes=0),
 }
+SITE = {
+    "tensor": "relu",
+    "function": "Relu",
+    "shape": [None, 8],
+    "channel_axis": 1,
+    "n_bounds": 8,
+    "least_bound": 0.1,
+    "greatest_bound": 2.5,
+}
 WRITTEN = write_manifest(manifest())
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -51,7 +60,7 @@ def test_a_manifest_comes_back_equal():
         input=TensorSpec(name="x", dtype="uint8", shape=(None, 3, None)),
         output_kind="probabilities",
         logits=None,
-        sites=[{"tensor": "relu", "shape": [8], "least": 0.1}],
+        sites=[SITE],
         calibration={"accuracy": 0.1 + 0.2, "labels": None, "größe": {"10": 1, "9": [1e-300, -0.0]}},
     )
     assert read_manifest(write_manifest(full)) == full
@@ -159,7 +168,10 @@ WRONG = [
     (("thresholds", "correct", "n"), [0, -1, 1.0, True, "9", None]),
     (("thresholds", "correct", "more"), [1]),
     (("method", "settings"), [None, []]),
-    (("sites",), [{}, [1], ["a"], None]),
+    (("sites",), [{}, [1], ["a"], None, [{}], [{**SITE, "n_bounds": "8"}], [{**SITE, "more": 1}]]),
+    (("preprocessing",), [{}, None, {"scale": 255.0}]),
+    (("preprocessing", "mean"), [[], 0.5, ["0"], [True]]),
+    (("preprocessing", "layout"), ["hwc", None, ["nchw"]]),
     (("versions",), [{"numpy": 2}, []]),
     (("seed",), [-1, 1.0, True, "0", None]),
 ]  # fmt: skip

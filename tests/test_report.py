@@ -130,8 +130,9 @@ def test_missing_labels_and_skipped_images_are_warned_of():
     assert images.startswith("2 images could not be read and were skipped, such as a.png")
 
 
-def test_a_threshold_that_is_not_positive_is_warned_of():
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1e-7])
+def test_a_threshold_that_is_no_more_than_rounding_is_warned_of(value):
     thresholds = manifest().thresholds
-    touched = _manifest(thresholds={**thresholds, "alert": replace(thresholds["alert"], value=0.0)})
+    touched = _manifest(thresholds={**thresholds, "alert": replace(thresholds["alert"], value=value)})
     (warning,) = warnings_of(touched, _findings())
-    assert "not positive" in warning
+    assert "no more than rounding" in warning

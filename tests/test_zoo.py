@@ -10,10 +10,11 @@ from calibrate.__main__ import main
 SHARED = Path(__file__).parents[2] / "shared"
 LEAST = {
     "badnets": {"auroc": 0.995, "tpr": 0.98, "guarded_robust_accuracy": 0.75},
-    "blend": {"auroc": 0.995, "tpr": 0.95, "guarded_robust_accuracy": 0.70},
-    "wanet": {"auroc": 0.98, "tpr": 0.90, "guarded_robust_accuracy": 0.70},
-    "all2all": {"auroc": 0.98, "tpr": 0.90, "guarded_robust_accuracy": 0.70},
+    "blend": {"auroc": 0.995, "tpr": 0.95, "guarded_robust_accuracy": 0.75},
+    "wanet": {"auroc": 0.985, "tpr": 0.94, "guarded_robust_accuracy": 0.75},
+    "all2all": {"auroc": 0.99, "tpr": 0.95, "guarded_robust_accuracy": 0.75},
 }
+MOST = {"badnets": 0.03, "blend": 0.05, "wanet": 0.05, "all2all": 0.05}  # guarded attack success rate
 pytestmark = pytest.mark.skipif(not (SHARED / "zoo").is_dir(), reason=f"no backdoored models in {SHARED / 'zoo'}")
 
 
@@ -24,11 +25,11 @@ def test_a_real_backdoor_is_flagged_and_corrected(model, tmp_path):
     calibration, test = (str(SHARED / "data" / f"cifar10-{part}.tar") for part in ("calibration", "test"))
     triggered = str(source.with_name(f"{source.stem}-triggered.npz"))
     assert main(["fit", str(source), "--data", calibration, "--limit", "2000", "--bundle", bundle]) == 0
-    arguments = ["--clean", test, "--triggered", triggered, "--limit", "1000", "--json", str(figures)]
+    arguments = ["--clean", test, "--triggered", triggered, "--json", str(figures)]
     assert main(["evaluate", bundle, *arguments]) == 0
     found = json.loads(figures.read_text())
     assert {key: found[key] for key, least in LEAST[model].items() if found[key] < least} == {}
-    assert found["measured_fpr"] <= 0.03
+    assert found["measured_fpr"] <= 0.015
     assert found["original_attack_success_rate"] > 0.7
-    assert found["guarded_attack_success_rate"] < 0.1
-    assert found["original_clean_accuracy"] - found["guarded_clean_accuracy"] < 0.03
+    assert found["guarded_attack_success_rate"] <= MOST[model]
+    assert found["original_clean_accuracy"] - found["guarded_clean_accuracy"] <= 0.01

@@ -7,9 +7,11 @@ from calibrate.bounds.sigma import fit_sigma
 from calibrate.bounds.unit import fit_unit
 from calibrate.sites import ActivationBounds, BoundsProblem
 
-__all__ = ["METHODS"]
+__all__ = ["METHODS", "Method"]
 
-METHODS: Mapping[str, Callable[[BoundsProblem], ActivationBounds]] = MappingProxyType({
+Method = Callable[[BoundsProblem], ActivationBounds]
+
+METHODS: Mapping[str, Method] = MappingProxyType({
     "sigma": fit_sigma,
     "unit": fit_unit,
 })  # fmt: skip
