@@ -10,7 +10,7 @@ from onnx import inliner
 from torch import Tensor
 
 from calibrate.operators import OPERATORS, TORCH_TYPES, Node, find_obstacle, read_node, read_tensor
-from guard.errors import CalibrationError, InputError
+from guard.errors import CalibrationError, GuardError, InputError
 
 __all__ = ["Change", "DifferentiableModel"]
 
@@ -18,6 +18,7 @@ Change = Callable[[Tensor], Tensor]
 """Put on a tensor right after it is made; every consumer sees what it returns."""
 
 _NO_CHANGES: Mapping[str, Change] = MappingProxyType({})
+_REASON_LENGTH = 300  # what torch says can run to pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +30,16 @@ class _Step:
 class DifferentiableModel:
     """Run an ONNX graph in torch, forward and backward, with frozen weights.
 
-    What depends on no input is computed once, at construction.
+    What depends on no input is computed once, at construction. ``fixed_batch`` is the N that the graph's inputs
+    declare, None where it is free: a graph exported for one N may have it written into its shapes.
 
     Args:
         model: A model of opset 11 or newer.
         device: Where to compute, as torch names it.
 
     Raises:
-        CalibrationError: The graph holds an operator, or a form of one, that is not known here.
+        CalibrationError: The graph holds an operator, or a form of one, that is not known here, or a node of
+            constants fails.
     """
 
     def __init__(self, model: onnx.ModelProto, *, device: str = "cpu") -> None:
@@ -45,6 +48,7 @@ class DifferentiableModel:
         self._device = torch.device(device)
         self._constants = _read_weights(model.graph.initializer, self._device)
         self.input_names = tuple(i.name for i in model.graph.input if i.name not in self._constants)
+        self.fixed_batch = _declared_batch(i for i in model.graph.input if i.name in self.input_names)
         self._nodes = self._fold(nodes)
         made = (name for node in self._nodes for name in node.outputs if name)
         self._variables = frozenset(self.input_names).union(made)
@@ -79,6 +83,7 @@ class DifferentiableModel:
             One tensor per name in ``outputs``.
 
         Raises:
+            CalibrationError: A node fails; the message names it.
             InputError: An input of the graph is missing.
             ValueError: A name in ``outputs`` or ``at`` is in no place where it could take effect.
         """
@@ -114,9 +119,12 @@ class DifferentiableModel:
         arguments = [self._argument(name, values) for name in node.inputs]
         try:
             results = OPERATORS[node.op_type](node, *_together(arguments, self._device))
-        except Exception as error:
-            error.add_note(f"while running {node}")
+        except GuardError:
             raise
+        except Exception as error:
+            raise CalibrationError(
+                f"{node} fails in torch: {_in_one_line(error)}. Use a method that needs no gradient: --method sigma"
+            ) from error
         results = (results,) if isinstance(results, Tensor) else results
         return {name: result for name, result in zip(node.outputs, results, strict=False) if name}
 
@@ -124,6 +132,17 @@ class DifferentiableModel:
         if not name:
             return None
         return values[name] if name in values else self._constants[name]
+
+
+def _in_one_line(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return reason[:_REASON_LENGTH].rstrip(".")
+
+
+def _declared_batch(inputs: Iterable[onnx.ValueInfoProto]) -> int | None:
+    """Return the size of axis 0 that the first input with a fixed one declares."""
+    axes = (axis for i in inputs for axis in i.type.tensor_type.shape.dim[:1])
+    return next((int(axis.dim_value) for axis in axes if axis.dim_value > 0), None)
 
 
 def _inline(model: onnx.ModelProto) -> onnx.ModelProto:

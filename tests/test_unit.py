@@ -1,21 +1,18 @@
 """UNIT: the numbers that prove a port equal to the official code, and what the corrected profile promises."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from unit_problems import problem_of, two_classes, with_fixed_batch
 
 from calibrate.bounds.clipped_classifier import ClippedClassifier, LabelledInputs
 from calibrate.bounds.unit import UnitSettings, fit_unit, split_in_classes
-from calibrate.bounds.unit_schedule import CostSchedule, CostState, next_cost, start_cost
-from calibrate.sites import ActivationBounds, BoundsProblem, Site
+from calibrate.sites import ActivationBounds, Site
 from guard.errors import CalibrationError
 
 RNG = np.random.default_rng(0)
@@ -30,87 +27,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(n_threads)
 
 
-def _follow(steps: str, schedule: CostSchedule | None = None) -> CostState:
-    """Run the schedule through passes (p) and fails (f)."""
-    schedule = schedule or CostSchedule()
-    state = start_cost(schedule)
-    for step in steps:
-        state = next_cost(state, passed=step == "p", schedule=schedule)
-    return state
-
-
-@pytest.mark.parametrize(
-    ("steps", "cost"),
-    [
-        ("", 1e-3),
-        ("pppp", 1e-3),
-        ("ppppp", 2e-3),
-        ("ppppfpppp", 1e-3),
-        ("ppppp" + "fffff", 7.0711e-4),
-        ("ppppp" + "fffff" + "ppppp", 1e-3),
-        ("ppppp" + "fffff" + "ppppp" + "pppp", 2e-3),
-        ("ppppp" + "fffff" + "ppppf" + "pppp", 7.0711e-4),
-        ("p" * 300, 1.153e15),
-    ],
-)
-def test_the_cost_follows_passes_and_fails_as_in_the_official_code(steps, cost):
-    assert _follow(steps).cost == pytest.approx(cost, rel=1e-3)
-
-
-def test_the_step_that_recovers_the_cost_counts_as_the_first_pass():
-    assert _follow("ppppp" + "fffff" + "ppppp") == CostState(cost=1e-3, passes=1)
-
-
-@given(st.text(alphabet="pf", max_size=400))
-def test_the_cost_stays_positive_and_under_its_cap(steps):
-    state = _follow(steps, CostSchedule(max_cost=1e2))
-    assert 0 < state.cost <= 1e2
-    assert max(state.passes, state.fails, state.recoveries) < 5
-
-
-def _classifier(shape: Sequence[int], head: np.ndarray) -> onnx.ModelProto:
-    """x (N, *shape) -> a = relu(x) -> mean over space -> logits = mean @ head."""
-    nodes = [
-        helper.make_node("Relu", ["x"], ["a"]),
-        helper.make_node("ReduceMean", ["a", "space"], ["pooled"], keepdims=0, noop_with_empty_axes=1),
-        helper.make_node("MatMul", ["pooled", "head"], ["logits"]),
-    ]
-    space = np.arange(2, 1 + len(shape), dtype=np.int64)
-    weights = [numpy_helper.from_array(w, n) for w, n in ((space, "space"), (head.astype(np.float32), "head"))]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])
-    y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", head.shape[1]])
-    graph = helper.make_graph(nodes, "classifier", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-def _problem(inputs: np.ndarray, labels: np.ndarray, head: np.ndarray, **changes) -> BoundsProblem:
-    shape = inputs.shape[1:]
-    fields = {
-        "model": _classifier(shape, head),
-        "logits": "logits",
-        "sites": (Site(tensor="a", function="Relu", shape=(None, *shape), channel_axis=1),),
-        "inputs": inputs.astype(np.float32),
-        "labels": labels.astype(np.int64),
-        "max_accuracy_drop": 0.03,
-        "seed": 0,
-        "progress": lambda *_: None,
-    }
-    return BoundsProblem(**{**fields, **changes})
-
-
-def _two_classes(n: int = 80, shape: Sequence[int] = (2, 3, 3), **changes) -> BoundsProblem:
-    """Two noisy classes, each lighting one of the first two channels."""
-    labels = np.arange(n) % 2
-    rng = np.random.default_rng(3)
-    inputs = rng.normal(0.5, 1.0, size=(n, *shape))
-    inputs[np.arange(n), labels] += 1
-    return _problem(inputs, labels, np.eye(shape[0])[:, :2], **changes)
-
-
 def _drift(n_channels: int, **changes) -> float:
     """Return how far a neuron that is never clipped moves when every step passes."""
     inputs = RNG.uniform(0, 4, size=(4, n_channels, 64, 64))
-    problem = _problem(inputs, np.zeros(4), np.ones((n_channels, 1)))
+    problem = problem_of(inputs, np.zeros(4), np.ones((n_channels, 1)))
     settings = {"max_cost": np.inf, **changes}
     start = fit_unit(problem, settings=UnitSettings(steps=1, learning_rate=0.0))
     return float((fit_unit(problem, settings=UnitSettings(**settings)).upper["a"] - start.upper["a"]).mean())
@@ -126,30 +46,9 @@ def test_with_a_constant_cost_a_bound_drifts_less(n_channels, drift):
     assert _drift(n_channels, cost_up=1.0) == pytest.approx(drift, abs=1e-3)
 
 
-def _clipped(problem: BoundsProblem, upper: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the original's logits from onnxruntime and the clipped ones."""
-    session = ort.InferenceSession(problem.model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (expected,) = session.run(["logits"], {"x": problem.inputs})
-    classifier = ClippedClassifier(problem.model, "logits", problem.sites, batch_size=8)
-    bounds = {site: torch.tensor(bound) for site, bound in upper.items()}
-    return expected, classifier.logits(torch.from_numpy(problem.inputs), bounds).numpy()
-
-
-def test_infinite_bounds_leave_the_original():
-    expected, clipped = _clipped(_two_classes(), {"a": np.inf})
-    np.testing.assert_allclose(clipped, expected, atol=1e-5)
-
-
-def test_bounds_that_clip_nothing_change_no_bit():
-    problem = _two_classes()
-    _, clipped = _clipped(problem, {"a": float(problem.inputs.max())})
-    _, original = _clipped(problem, {})
-    assert (clipped == original).all()
-
-
 @pytest.mark.parametrize(("granularity", "axes"), [("neuron", 0), ("channel", (0, 2, 3))])
 def test_bounds_start_four_deviations_above_the_mean(granularity, axes):
-    problem = _two_classes()
+    problem = two_classes()
     settings = UnitSettings(steps=1, learning_rate=0.0, granularity=granularity)
     rows, _ = split_in_classes(problem.labels, fraction=0.2, seed=0)
     activations = np.maximum(problem.inputs[rows], 0).astype(np.float64)
@@ -162,7 +61,7 @@ def test_bounds_start_four_deviations_above_the_mean(granularity, axes):
 
 def test_channels_lie_on_the_axis_that_the_site_says():
     site = Site(tensor="a", function="Relu", shape=(None, 2, 3, 5), channel_axis=3)
-    problem = _two_classes(shape=(2, 3, 5), sites=(site,))
+    problem = two_classes(shape=(2, 3, 5), sites=(site,))
     upper = fit_unit(problem, settings=UnitSettings(steps=1, granularity="channel")).upper["a"]
     assert upper.shape == (1, 1, 1, 5)
 
@@ -174,28 +73,36 @@ _CLIPPING = {"deviations": 0.5, "steps": 20, "learning_rate": 0.01}
 @pytest.mark.parametrize("granularity", ["neuron", "channel"])
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_mini_batches_give_the_bounds_of_the_full_batch(granularity, batch_size):
-    problem = _two_classes()
+    problem = two_classes()
     settings = {"granularity": granularity, **_CLIPPING}
     full = fit_unit(problem, settings=UnitSettings(batch_size=80, **settings))
     parts = fit_unit(problem, settings=UnitSettings(batch_size=batch_size, **settings))
     np.testing.assert_allclose(parts.upper["a"], full.upper["a"], atol=1e-6)
 
 
-def test_gradients_of_mini_batches_sum_to_that_of_the_full_batch():
-    problem = _two_classes()
-    data = LabelledInputs.of(problem.inputs, problem.labels)
-    gradients = []
-    for batch_size in (80, 7):
-        bound = torch.full((1, 2, 3, 3), 0.7, requires_grad=True)
-        classifier = ClippedClassifier(problem.model, "logits", problem.sites, batch_size=batch_size)
-        classifier.add_cross_entropy_gradients(data, {"a": bound})
-        gradients.append(bound.grad)
-    assert gradients[0].abs().min() > 1e-4
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("n", [7, 100])
+def test_a_fixed_batch_gives_the_bounds_of_a_free_one(n):
+    free = two_classes()
+    settings = UnitSettings(**_CLIPPING)
+    expected, found = (fit_unit(p, settings=settings) for p in (free, with_fixed_batch(free, n)))
+    np.testing.assert_allclose(found.upper["a"], expected.upper["a"], rtol=0, atol=1e-6)
+    assert found.settings["n_passed"] == expected.settings["n_passed"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "used"),
+    [((None, 2, 3, 3), "neuron"), ((None, 2, None, None), "channel"), ((None, 2, 3, None), "channel")],
+)
+def test_bounds_are_per_channel_where_a_site_has_a_free_axis_beside_n(shape, used):
+    site = Site(tensor="a", function="Relu", shape=shape, channel_axis=1)
+    found = fit_unit(two_classes(sites=(site,)), settings=UnitSettings(steps=2))
+    expected = fit_unit(two_classes(), settings=UnitSettings(steps=2, granularity=used))
+    assert found.settings["granularity"] == used
+    assert _same(found, expected)
 
 
 def test_the_cross_entropy_pushes_up_bounds_that_cost_accuracy():
-    problem = _two_classes(max_accuracy_drop=1.0)
+    problem = two_classes(max_accuracy_drop=1.0)
     start, end = (
         fit_unit(problem, settings=UnitSettings(steps=1, deviations=0.5, initial_cost=1e-12, learning_rate=rate))
         for rate in (0.0, 0.01)
@@ -208,14 +115,14 @@ def _same(a: ActivationBounds, b: ActivationBounds) -> bool:
 
 
 def test_the_official_profile_keeps_bounds_one_update_older_than_tested():
-    problem = _two_classes(max_accuracy_drop=1.0)
+    problem = two_classes(max_accuracy_drop=1.0)
     official = fit_unit(problem, settings=UnitSettings(profile="official-code", steps=6))
     assert _same(official, fit_unit(problem, settings=UnitSettings(steps=5)))
     assert not _same(official, fit_unit(problem, settings=UnitSettings(steps=6)))
 
 
 def test_the_corrected_profile_keeps_bounds_of_the_accuracy_it_reports():
-    problem = _two_classes()
+    problem = two_classes()
     bounds = fit_unit(problem, settings=UnitSettings(deviations=1.5, learning_rate=0.1, steps=60))
     _, rows = split_in_classes(problem.labels, fraction=0.2, seed=0)
     data = LabelledInputs.of(problem.inputs[rows], problem.labels[rows])
@@ -228,7 +135,7 @@ def test_the_corrected_profile_keeps_bounds_of_the_accuracy_it_reports():
 
 @pytest.mark.parametrize(("profile", "cost"), [("corrected", 1e2), ("official-code", 1e-3 * 2**20)])
 def test_only_the_corrected_profile_caps_the_cost(profile, cost):
-    problem = _two_classes(max_accuracy_drop=1.0)
+    problem = two_classes(max_accuracy_drop=1.0)
     bounds = fit_unit(problem, settings=UnitSettings(profile=profile, steps=100))
     assert bounds.settings["final_cost"] == pytest.approx(cost)
 
@@ -236,7 +143,7 @@ def test_only_the_corrected_profile_caps_the_cost(profile, cost):
 @pytest.mark.parametrize(("profile", "stops_early"), [("corrected", True), ("official-code", False)])
 def test_only_the_corrected_profile_stops_when_no_better_bounds_come(profile, stops_early):
     calls = []
-    problem = _two_classes(progress=lambda stage, done, _: calls.append(done))
+    problem = two_classes(progress=lambda stage, done, _: calls.append(done))
     settings = UnitSettings(profile=profile, learning_rate=0.3, steps=40, stop_after=4)
     best = fit_unit(problem, settings=settings).settings["step"]
     assert calls[-1] == (best + 4 if stops_early else 40)
@@ -244,27 +151,27 @@ def test_only_the_corrected_profile_stops_when_no_better_bounds_come(profile, st
 
 
 def test_no_bound_is_negative():
-    problem = _two_classes(max_accuracy_drop=1.0)
+    problem = two_classes(max_accuracy_drop=1.0)
     bounds = fit_unit(problem, settings=UnitSettings(learning_rate=1.0, steps=20, initial_cost=10.0))
     assert bounds.upper["a"].min() == 0
 
 
 def test_without_a_step_that_passes_the_last_bounds_are_returned():
-    problem = _two_classes(max_accuracy_drop=-1.0)
+    problem = two_classes(max_accuracy_drop=-1.0)
     bounds = fit_unit(problem, settings=UnitSettings(steps=4))
     assert (bounds.settings["n_passed"], bounds.settings["step"]) == (0, 4)
 
 
 def test_the_same_seed_gives_the_same_bounds_and_another_seed_others():
     settings = UnitSettings(steps=3)
-    first, again = (fit_unit(_two_classes(), settings=settings) for _ in range(2))
+    first, again = (fit_unit(two_classes(), settings=settings) for _ in range(2))
     assert _same(first, again)
-    assert not _same(first, fit_unit(_two_classes(seed=1), settings=settings))
+    assert not _same(first, fit_unit(two_classes(seed=1), settings=settings))
 
 
 def test_scaled_learning_rates_make_the_bounds_follow_the_scale_of_the_activations():
     settings = UnitSettings(steps=5, scale_learning_rate=True)
-    small = _two_classes(max_accuracy_drop=1.0)
+    small = two_classes(max_accuracy_drop=1.0)
     large = replace(small, inputs=small.inputs * 100)
     reach = [
         fit_unit(p, settings=settings).upper["a"]
@@ -278,7 +185,7 @@ def test_a_trigger_that_drives_one_unit_no_longer_decides():
     labels = np.arange(100) % 2
     inputs = np.stack([labels == 0, labels == 1, RNG.uniform(0, 0.2, 100)], axis=1) + RNG.normal(0, 0.05, (100, 3))
     head = np.array([[1, 0], [0, 1], [0, 1]])
-    problem = _problem(inputs, labels, head)
+    problem = problem_of(inputs, labels, head)
     bounds = fit_unit(problem, settings=UnitSettings(steps=50)).upper["a"]
     triggered = torch.tensor([[1.0, 0.0, 50.0]])
     classifier = ClippedClassifier(problem.model, "logits", problem.sites, batch_size=8)
@@ -289,7 +196,7 @@ def test_a_trigger_that_drives_one_unit_no_longer_decides():
 
 def test_every_step_is_reported():
     calls = []
-    problem = _two_classes(progress=lambda *call: calls.append(call))
+    problem = two_classes(progress=lambda *call: calls.append(call))
     fit_unit(problem, settings=UnitSettings(steps=3))
     assert [call for call in calls if call[0] == "unit"] == [("unit", 1, 3), ("unit", 2, 3), ("unit", 3, 3)]
 
@@ -305,7 +212,7 @@ def test_the_split_takes_its_share_of_every_class_and_loses_none(labels, seed):
 
 def test_too_few_samples_for_validation_are_refused():
     with pytest.raises(CalibrationError, match="4 samples leave none for validation"):
-        fit_unit(_two_classes(n=4))
+        fit_unit(two_classes(n=4))
 
 
 def test_no_step_is_no_setting():

@@ -44,6 +44,8 @@ def clip_at(upper: Tensor) -> Change:
 class ClippedClassifier:
     """The original with min(x, upper) at every site.
 
+    An original whose graph declares a fixed N runs that many rows at a time, whatever ``batch_size`` says.
+
     Args:
         model: The original.
         logits: The name of the tensor (N, C) that holds the logits.
@@ -58,14 +60,22 @@ class ClippedClassifier:
         self._model = DifferentiableModel(model, device=device)
         self._logits = logits
         self._sites = tuple(site.tensor for site in sites)
-        self._batch_size = batch_size
+        self._batch_size = self._model.fixed_batch or batch_size
         self.device = torch.device(device)
 
     def logits(self, inputs: Tensor, upper: Mapping[str, Tensor]) -> Tensor:
         """Return float32 logits (N, C) with the bounds put in; a site without a bound stays as it is."""
         at = {site: clip_at(upper[site]) for site in self._sites if site in upper}
-        (logits,) = self._model(inputs, outputs=[self._logits], at=at)
-        return logits.float()
+        size = self._model.fixed_batch or max(1, len(inputs))
+        pieces = [self._piece(inputs[start : start + size], at) for start in range(0, max(1, len(inputs)), size)]
+        return torch.cat(pieces).float()
+
+    def _piece(self, inputs: Tensor, at: Mapping[str, Change]) -> Tensor:
+        """Run rows as a whole batch where its size is fixed: repeat the last row, and drop what the copies give."""
+        n_missing = (self._model.fixed_batch or len(inputs)) - len(inputs)
+        padded = torch.cat([inputs, inputs[-1:].expand(n_missing, *inputs.shape[1:])]) if n_missing else inputs
+        (logits,) = self._model(padded, outputs=[self._logits], at=at)
+        return logits[: len(inputs)]
 
     def add_cross_entropy_gradients(self, data: LabelledInputs, parameters: Mapping[str, Tensor]) -> float:
         """Add the gradients of the mean cross-entropy over all data to the bounds' gradients; return that mean.

@@ -9,8 +9,8 @@ and keeps the bounds with the smallest sum among those that pass validation. The
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from calibrate.bounds.clipped_classifier import ClippedClassifier, LabelledInputs
 from calibrate.bounds.unit_schedule import next_cost, start_cost
 from calibrate.bounds.unit_settings import UnitSettings
-from calibrate.sites import ActivationBounds, BoundsProblem, Progress
+from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
 from calibrate.statistics import Moments, site_moments
 from guard.errors import CalibrationError
 from guard.types import IntArray
@@ -66,7 +66,7 @@ class _Outcome:
 
 
 def fit_unit(problem: BoundsProblem, *, settings: UnitSettings | None = None, device: str = "cpu") -> ActivationBounds:
-    """Learn one upper bound per neuron or channel.
+    """Learn one upper bound per neuron or channel; per channel wherever a site has a free axis besides N.
 
     The inputs are held in memory, model-ready; activations only ``batch_size`` inputs at a time. If no step
     passes validation, the last bounds are returned, and the settings say so: ``n_passed`` is 0.
@@ -79,7 +79,7 @@ def fit_unit(problem: BoundsProblem, *, settings: UnitSettings | None = None, de
     Raises:
         CalibrationError: There are too few samples for validation, or no gradient can be computed.
     """
-    settings = settings or UnitSettings()
+    settings = _for_sites(settings or UnitSettings(), problem.sites)
     fitting, validation = _load(problem, settings)
     classifier = ClippedClassifier(
         problem.model, problem.logits, problem.sites, batch_size=settings.batch_size, device=device
@@ -112,6 +112,12 @@ def split_in_classes(labels: IntArray, *, fraction: float, seed: int) -> tuple[I
         rows = rng.permutation(np.flatnonzero(labels == label))
         drawn[rows[: round(len(rows) * fraction)]] = True
     return np.flatnonzero(~drawn), np.flatnonzero(drawn)
+
+
+def _for_sites(settings: UnitSettings, sites: Sequence[Site]) -> UnitSettings:
+    """Give up bounds per neuron where the samples' size would decide how many neurons there are."""
+    is_free = any(size is None for site in sites for size in site.shape[1:])
+    return replace(settings, granularity="channel") if is_free else settings
 
 
 def _load(problem: BoundsProblem, settings: UnitSettings) -> tuple[LabelledInputs, LabelledInputs]:

@@ -18,6 +18,8 @@ class UnitSettings:
             cost grow without end and takes every step; ``corrected`` keeps exactly the bounds that were tested,
             caps the cost at 100 and may stop early.
         granularity: One bound per ``neuron`` (K, H, W), which ties the bounds to one input size, or per ``channel``.
+            Where any site has a free axis besides N, as in a model of free height and width, ``neuron`` gives way
+            to ``channel`` at all sites; the settings that come with the bounds name the one used.
         steps: Updates of the bounds.
         learning_rate: Of Adam, in units of the activation: about what a bound can move in one step.
         scale_learning_rate: Multiply it, site by site, by the mean standard deviation of the site's neurons, so
