@@ -22,6 +22,8 @@ BYTES = "BYTES"
 _LENGTH = struct.Struct("<I")
 _MAX_AXES = 32
 _MAX_BYTES = 2**63 - 1
+_CHUNK = 2**15
+"""Elements converted in one go: numpy lets no other thread run meanwhile, and this many take a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ def from_typed(name: str, datatype: Datatype, shape: Sequence[int], values: Sequ
         )
     if datatype.name == BYTES:
         return _object_array(values, shape)
-    carried = np.fromiter(values, dtype=datatype.carrier, count=count)
+    carried = _carried(values, datatype.carrier)
     if np.issubdtype(datatype.dtype, np.integer):
         _check_range(name, datatype, carried)
     return carried.astype(datatype.dtype, copy=False).reshape(shape)
@@ -148,6 +150,13 @@ def to_raw(array: Array) -> bytes:
         return _join(array.ravel().tolist())
     native = np.ascontiguousarray(array, dtype=datatype.dtype).view(datatype.stored.newbyteorder("="))
     return native.astype(datatype.stored, copy=False).tobytes()
+
+
+def _carried(values: Sequence[Any], dtype: np.dtype[Any]) -> Array:
+    carried = np.empty(len(values), dtype=dtype)
+    for start in range(0, len(values), _CHUNK):
+        carried[start : start + _CHUNK] = np.fromiter(values[start : start + _CHUNK], dtype=dtype)
+    return carried
 
 
 def _check_range(name: str, datatype: Datatype, carried: Array) -> None:

@@ -1,4 +1,4 @@
-"""One guarded model as it is served: arrays in, the tensors that a client may see out. Knows no protobuf."""
+"""One guarded model as it is served: a request's array in, the tensors that a client may see out. Knows no protobuf."""
 
 import logging
 import time
@@ -32,14 +32,18 @@ class Served:
 
     Args:
         tensors: Every output by name.
+        n_rows: Rows of the request.
         n_flagged: Flagged rows; None in shadow mode, where nobody is to know.
         queue_s: Seconds the request waited for its turn.
+        decode_s: Seconds its inputs took to become an array.
         compute_s: Seconds both models and the decision took.
     """
 
     tensors: Mapping[str, NDArray[Any]]
+    n_rows: int
     n_flagged: int | None
     queue_s: float
+    decode_s: float
     compute_s: float
 
 
@@ -82,11 +86,12 @@ class Endpoint:
             max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_in_flight, self.name)
         )
 
-    async def infer(self, inputs: NDArray[Any], *, deadline: float | None = None) -> Served:
+    async def infer(self, decode: Callable[[], NDArray[Any]], *, deadline: float | None = None) -> Served:
         """Answer one request.
 
         Args:
-            inputs: (N, ...) as the model takes them.
+            decode: Returns the inputs (N, ...) as the model takes them, or raises; called in a worker thread once it
+                is the request's turn, so that long requests hold up nobody and count as in flight.
             deadline: On the clock; a request whose turn comes later is not run.
 
         Raises:
@@ -96,20 +101,27 @@ class Endpoint:
             OverloadedError: Too many requests are in flight.
             DeadlineError: The deadline passed before the request's turn came.
         """
+        return await self.runner.run(partial(self._serve, decode, self._clock()), deadline=deadline)
+
+    def _serve(self, decode: Callable[[], NDArray[Any]], submitted: float) -> Served:
+        started = self._clock()
+        self._metrics.observe_stage(self.name, "queue", started - submitted)
+        inputs = decode()
         n_rows = inputs.shape[0] if inputs.ndim else 0
         if n_rows > self.max_rows:
             raise InputError(f"the request has {n_rows} rows and the limit is {self.max_rows}; send fewer at a time")
-        return await self.runner.run(partial(self._serve, inputs, self._clock()), deadline=deadline)
-
-    def _serve(self, inputs: NDArray[Any], submitted: float) -> Served:
-        started = self._clock()
-        self._metrics.observe_stage(self.name, "queue", started - submitted)
+        decoded = self._clock()
         with self._stage("original"):
             original = self._guard.run_original(inputs)
         answer = self._in_shadow if self._on_flag is OnFlag.SHADOW else self._in_the_open
         tensors, n_flagged = answer(inputs, original)
         return Served(
-            tensors=tensors, n_flagged=n_flagged, queue_s=started - submitted, compute_s=self._clock() - started
+            tensors=tensors,
+            n_rows=n_rows,
+            n_flagged=n_flagged,
+            queue_s=started - submitted,
+            decode_s=decoded - started,
+            compute_s=self._clock() - decoded,
         )
 
     def _in_the_open(self, inputs: NDArray[Any], original: Answers) -> tuple[Mapping[str, NDArray[Any]], int | None]:

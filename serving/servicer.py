@@ -2,12 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
+from guard.types import TensorSpec
 from serving._pb import open_inference_pb2 as pb
 from serving.codec import add_outputs, decode_inputs, model_config, model_metadata, requested_outputs
 from serving.endpoint import VERSION, Endpoint, Served
@@ -154,20 +157,18 @@ class Servicer:
         self, request: pb.ModelInferRequest, deadline: float | None, started: float
     ) -> pb.ModelInferResponse:
         names = requested_outputs(request, [spec.name for spec in self._endpoint.outputs])
-        (inputs,) = decode_inputs(request, self._endpoint.inputs).values()
-        decoded = self._clock()
-        served = await self._endpoint.infer(inputs, deadline=deadline)
+        served = await self._endpoint.infer(partial(_inputs, request, self._endpoint.inputs), deadline=deadline)
         encoding = self._clock()
         response = _response(request, self._endpoint.name, names, served)
         ended = self._clock()
         timing = Timing(
             total_s=ended - started,
             queue_s=served.queue_s,
-            compute_input_s=decoded - started,
+            compute_input_s=served.decode_s,
             compute_infer_s=served.compute_s,
             compute_output_s=ended - encoding,
         )
-        self._statistics.add_success(timing, n_rows=len(inputs), now_ms=round(self._now() * 1000))
+        self._statistics.add_success(timing, n_rows=served.n_rows, now_ms=round(self._now() * 1000))
         return response
 
     @property
@@ -193,6 +194,11 @@ def _at_once(method: Callable[[Any], Message]) -> Callable[[Any, float | None], 
         return method(request)
 
     return answer
+
+
+def _inputs(request: pb.ModelInferRequest, expected: Sequence[TensorSpec]) -> NDArray[Any]:
+    (inputs,) = decode_inputs(request, expected).values()
+    return inputs
 
 
 def _response(

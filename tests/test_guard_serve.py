@@ -132,6 +132,15 @@ def test_a_mistake_of_the_operator_is_one_line_and_status_two(arguments, words, 
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("host", ["a..b", "h" * 300])
+def test_a_host_that_cannot_be_a_name_is_one_line_and_status_two(bundle, host, capsys):
+    assert main([str(bundle), "--host", host, "--threads", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"guard-serve: error: cannot listen on {host}:8001: ")
+    assert said.endswith("or --host\n")
+    assert said.count("\n") == 1
+
+
 def test_every_flag_is_explained_with_its_default(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bundles import CLEAN, tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard
 
 from guard import Guard
@@ -130,6 +131,61 @@ def test_a_drain_ends_with_its_grace_even_if_a_request_does_not(gate):
         server.stop.set()
         assert stuck.exception(timeout=TIMEOUT_S).code() in (Code.CANCELLED, Code.UNAVAILABLE)
         gate.open.set()
+
+
+def test_an_open_stream_does_not_hold_up_the_drain_of_an_idle_server():
+    done, began = threading.Event(), 0.0
+    try:
+        with live(limits=Limits(grace_s=TIMEOUT_S)) as server:
+            answers = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo(questions(done))
+            assert next(answers).list_services_response.service
+            began = time.monotonic()
+            server.stop.set()
+            assert answers.exception(timeout=TIMEOUT_S).code() in (Code.CANCELLED, Code.UNAVAILABLE)
+        assert time.monotonic() - began < TIMEOUT_S / 4
+    finally:
+        done.set()
+
+
+def questions(done):
+    """Ask one thing and leave the stream open."""
+    yield reflection_pb2.ServerReflectionRequest(list_services="")
+    done.wait(TIMEOUT_S)
+
+
+def test_inputs_are_decoded_by_a_worker_and_only_if_the_request_is_admitted(gate):
+    broken = infer_request(CLEAN)
+    broken.raw_input_contents[0] += b"!"
+    with live(tiny_guard(original=gate), limits=Limits(max_in_flight=1)) as server:
+        running = later(server)
+        assert gate.started.acquire(timeout=TIMEOUT_S)
+        assert server.refuses(broken)[0] == Code.UNAVAILABLE
+        gate.open.set()
+        running.result()
+        in_flight(server, 0)
+        assert server.refuses(broken)[0] == Code.INVALID_ARGUMENT
+
+
+def test_others_are_answered_while_a_long_typed_request_is_decoded():
+    values = np.zeros(6_000_000, dtype=np.float32)
+    request = infer_request(CLEAN)
+    request.ClearField("raw_input_contents")
+    request.inputs[0].shape[:] = [len(values) // 3, 3]
+    request.inputs[0].contents.fp32_contents.extend(values)
+    with live() as server:
+        server.call("ServerLive")
+        began, waits = time.monotonic(), []
+        long = server.rpc("ModelInfer").future(request, timeout=TIMEOUT_S)
+        while not long.done():
+            waits.append(timed(lambda: server.call("ServerLive")))
+        assert long.code() == Code.INVALID_ARGUMENT
+        assert max(waits) < (time.monotonic() - began) / 2
+
+
+def timed(call):
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
 
 
 @pytest.mark.parametrize("taken", ["port", "metrics_port"])
