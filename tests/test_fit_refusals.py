@@ -124,7 +124,7 @@ def test_the_refusal_of_too_few_samples_names_the_limit_only_where_it_binds(good
         (["--target-fpr", "1"], "target_fpr is 1"),
         (["--target-fpr", "-1"], "target_fpr is -1"),
         (["--target-fpr", "nan"], "target_fpr is nan"),
-        (["--target-fpr", "1e-320"], "target_fpr is 1e-320"),
+        (["--target-fpr", "1e-9"], "target_fpr is 1e-09"),
         (["--target-fpr", "few"], "--target-fpr"),
         (["--correct-fpr", "0.001"], "correct_fpr is 0.001, below target_fpr 0.01"),
         (["--max-accuracy-drop", "2"], "max_accuracy_drop is 2"),

@@ -166,28 +166,6 @@ def test_inputs_are_decoded_by_a_worker_and_only_if_the_request_is_admitted(gate
         assert server.refuses(broken)[0] == Code.INVALID_ARGUMENT
 
 
-def test_others_are_answered_while_a_long_typed_request_is_decoded():
-    values = np.zeros(6_000_000, dtype=np.float32)
-    request = infer_request(CLEAN)
-    request.ClearField("raw_input_contents")
-    request.inputs[0].shape[:] = [len(values) // 3, 3]
-    request.inputs[0].contents.fp32_contents.extend(values)
-    with live() as server:
-        server.call("ServerLive")
-        began, waits = time.monotonic(), []
-        long = server.rpc("ModelInfer").future(request, timeout=TIMEOUT_S)
-        while not long.done():
-            waits.append(timed(lambda: server.call("ServerLive")))
-        assert long.code() == Code.INVALID_ARGUMENT
-        assert max(waits) < (time.monotonic() - began) / 2
-
-
-def timed(call):
-    began = time.monotonic()
-    call()
-    return time.monotonic() - began
-
-
 @pytest.mark.parametrize("taken", ["port", "metrics_port"])
 def test_a_taken_port_is_an_error_that_names_it(tmp_path, taken):
     guard = Guard.load(tiny_bundle(tmp_path), threads=1)
