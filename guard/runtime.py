@@ -85,7 +85,8 @@ class Guard:
 
         Args:
             predict: Maps inputs (N, ...) to the original's outputs (N, C), in the terms of manifest.output_kind. Where
-                these are probabilities, margins past their precision (103 nats in float32, 16 in float16) are seen as that large.
+                these are probabilities, margins past their precision (103 nats in float32, 16 in float16) are seen as
+                that large.
 
         Returns:
             A function from inputs to a verdict, which raises what calling the guard raises, and InputError where
