@@ -63,17 +63,7 @@ def fit_bundle(
     _check_settings(settings, methods)
     classifier = read_classifier(model)
     sites = find_sites(classifier.model)
-    _check_preprocessing(classifier.input, settings.preprocessing)
-    samples = load_samples(
-        data,
-        spec=classifier.input,
-        n_classes=classifier.n_classes,
-        preprocessing=settings.preprocessing,
-        limit=settings.limit,
-        seed=settings.seed,
-        progress=progress,
-    )
-    _check_enough(len(samples), settings)
+    samples = _load(data, classifier, settings, progress)
     split = split_samples(samples, fractions=PARTS, seed=settings.seed)
     problem = _problem(classifier, sites, split.bounds, settings, progress)
     bounds = methods[settings.method](problem)
@@ -112,6 +102,22 @@ def answer(guard: Guard, samples: Samples, progress: Progress, *, stage: str) ->
         scores=scores,
         flagged=flagged,
     )
+
+
+def _load(data: str | Path, classifier: Classifier, settings: FitSettings, progress: Progress) -> Samples:
+    """Load the calibration set and refuse one that is too small."""
+    _check_preprocessing(classifier.input, settings.preprocessing)
+    samples = load_samples(
+        data,
+        spec=classifier.input,
+        n_classes=classifier.n_classes,
+        preprocessing=settings.preprocessing,
+        limit=settings.limit,
+        seed=settings.seed,
+        progress=progress,
+    )
+    _check_enough(len(samples), settings)
+    return samples
 
 
 def _check_settings(settings: FitSettings, methods: Mapping[str, Method]) -> None:
