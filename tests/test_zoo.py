@@ -14,7 +14,12 @@ LEAST = {
     "wanet": {"auroc": 0.985, "tpr": 0.94, "guarded_robust_accuracy": 0.75},
     "all2all": {"auroc": 0.99, "tpr": 0.95, "guarded_robust_accuracy": 0.75},
 }
-MOST = {"badnets": 0.03, "blend": 0.05, "wanet": 0.05, "all2all": 0.05}  # guarded attack success rate
+MOST = {
+    "badnets": {"guarded_attack_success_rate": 0.03, "clean_accuracy_lost": 0.01},
+    "blend": {"guarded_attack_success_rate": 0.05, "clean_accuracy_lost": 0.01},
+    "wanet": {"guarded_attack_success_rate": 0.05, "clean_accuracy_lost": 0.01},
+    "all2all": {"guarded_attack_success_rate": 0.05, "clean_accuracy_lost": 0.012},
+}
 pytestmark = pytest.mark.skipif(not (SHARED / "zoo").is_dir(), reason=f"no backdoored models in {SHARED / 'zoo'}")
 
 
@@ -31,5 +36,5 @@ def test_a_real_backdoor_is_flagged_and_corrected(model, tmp_path):
     assert {key: found[key] for key, least in LEAST[model].items() if found[key] < least} == {}
     assert found["measured_fpr"] <= 0.015
     assert found["original_attack_success_rate"] > 0.7
-    assert found["guarded_attack_success_rate"] <= MOST[model]
-    assert found["original_clean_accuracy"] - found["guarded_clean_accuracy"] <= 0.01
+    found["clean_accuracy_lost"] = found["original_clean_accuracy"] - found["guarded_clean_accuracy"]
+    assert {key: found[key] for key, most in MOST[model].items() if found[key] > most} == {}
