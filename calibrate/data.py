@@ -16,7 +16,11 @@ from calibrate.sites import Progress
 from guard.errors import CalibrationError, InputError
 from guard.types import IntArray, TensorSpec
 
-__all__ = ["CalibrationSplit", "Preprocessing", "Samples", "load_samples", "split_samples"]
+__all__ = ["PARTS", "CalibrationSplit", "Preprocessing", "Samples", "load_samples", "part_sizes", "split_samples"]
+
+PARTS = (0.3, 0.55, 0.15)
+"""Shares of the calibration set: bounds set, threshold set, held-out set. The threshold set decides how far the rate
+of one fitted threshold strays from its target, so it gets the most."""
 
 _FLOATS = frozenset({"float16", "float32", "float64"})
 _INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -115,9 +119,7 @@ def load_samples(
     return _load_arrays(source, spec, n_classes, preprocessing, limit, rng, progress)
 
 
-def split_samples(
-    samples: Samples, *, fractions: tuple[float, float, float] = (0.3, 0.55, 0.15), seed: int
-) -> CalibrationSplit:
+def split_samples(samples: Samples, *, fractions: tuple[float, float, float] = PARTS, seed: int) -> CalibrationSplit:
     """Deal the samples at random into three disjoint parts: for bounds, for thresholds, held out.
 
     Args:
@@ -133,13 +135,17 @@ def split_samples(
         raise InputError(f"fractions {fractions} must be positive and sum to 1")
     # Loading drew from the plain seed: another stream keeps the two shuffles independent.
     order = np.random.default_rng((seed, 1)).permutation(len(samples))
-    first = round(fractions[0] * len(samples))
-    second = round((fractions[0] + fractions[1]) * len(samples))
-    parts = np.split(order, [first, second])
+    parts = np.split(order, np.cumsum(part_sizes(len(samples), fractions))[:2])
     if min(len(part) for part in parts) == 0:
         raise CalibrationError(f"{len(samples)} samples cannot fill parts of {fractions}; give more samples")
     bounds, threshold, held_out = (samples.take(part) for part in parts)
     return CalibrationSplit(bounds=bounds, threshold=threshold, held_out=held_out)
+
+
+def part_sizes(n: int, fractions: tuple[float, float, float] = PARTS) -> tuple[int, int, int]:
+    """Return how many of n samples each part gets."""
+    first, second = round(fractions[0] * n), round((fractions[0] + fractions[1]) * n)
+    return first, second - first, n - second
 
 
 def _load_images(

@@ -94,9 +94,11 @@ def draft_bundle(
 
 def _gives_probabilities(classifier: Classifier, inputs: Rows) -> bool:
     """Tell from clean inputs whether an output without a trailing Softmax holds probabilities all the same."""
-    outputs = np.concatenate(
-        [found[classifier.output.name] for _, found in forward(classifier.model, [classifier.output.name], inputs)]
-    )
+    name = classifier.output.name
+    return all(_are_probabilities(found[name]) for _, found in forward(classifier.model, [name], inputs))
+
+
+def _are_probabilities(outputs: FloatArray) -> bool:
     return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=_SUM_TOLERANCE))
 
 

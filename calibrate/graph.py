@@ -68,7 +68,7 @@ def read_classifier(path: str | Path) -> Classifier:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{file} is no file; give the path of an ONNX model")
-    source, model = _parse(file)
+    source, model, has_external_data = _parse(file)
     _check_opset(model, file)
     check_unbounded(model)
     try:
@@ -84,7 +84,7 @@ def read_classifier(path: str | Path) -> Classifier:
     return Classifier(
         name=file.stem.encode("utf-8", "replace").decode(),  # a file's name may be no text
         source=source,
-        has_external_data=_has_external_data(source),
+        has_external_data=has_external_data,
         model=model,
         input=session.input,
         output=TensorSpec(name=output.name, dtype=output.dtype, shape=(None, output.shape[1])),
@@ -143,11 +143,12 @@ def serialize(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _parse(file: Path) -> tuple[bytes, onnx.ModelProto]:
-    """Return the file's bytes and the checked model that they hold, weights kept beside it included."""
+def _parse(file: Path) -> tuple[bytes, onnx.ModelProto, bool]:
+    """Return the file's bytes, the checked model with all its weights, and whether some were kept beside it."""
     try:
         source = file.read_bytes()
         model = onnx.load_model_from_string(source)
+        has_external_data = any(map(uses_external_data, _tensors(model.graph)))
         load_external_data_for_model(model, str(file.parent))
         onnx.checker.check_model(model)
         if model.functions:  # activations inside them are sites too
@@ -155,11 +156,7 @@ def _parse(file: Path) -> tuple[bytes, onnx.ModelProto]:
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(f"{file} is no valid ONNX model, or is truncated: {reason}") from error
-    return source, model
-
-
-def _has_external_data(source: bytes) -> bool:
-    return any(map(uses_external_data, _tensors(onnx.load_model_from_string(source).graph)))
+    return source, model, has_external_data
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

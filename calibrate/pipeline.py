@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from calibrate.bounds import METHODS, Method
-from calibrate.data import Preprocessing, Samples, load_samples, split_samples
+from calibrate.data import PARTS, Preprocessing, Samples, load_samples, part_sizes, split_samples
 from calibrate.draft import FitSettings, draft_bundle
 from calibrate.evaluation import Answered, Evaluation, evaluate
 from calibrate.forward import batches, predict
@@ -23,10 +23,6 @@ from guard.scores import SCORES
 from guard.types import FloatArray, ModelRun, TensorSpec, Threshold
 
 __all__ = ["PARTS", "FitSettings", "answer", "evaluate_bundle", "fit_bundle"]
-
-PARTS = (0.3, 0.55, 0.15)
-"""Shares of the calibration set: bounds set, threshold set, held-out set. The threshold set decides how far the rate
-of one fitted threshold strays from its target, so it gets the most."""
 
 _BATCH = 64
 _LEAST_RATE = 1e-6  # which takes a million samples
@@ -157,7 +153,7 @@ def _check_enough(n: int, settings: FitSettings) -> None:
     """Refuse too few samples before the long work rather than after it."""
     needed = required_samples(settings.target_fpr)
     total = int(needed / PARTS[1])
-    while _part_sizes(total)[1] < needed or not all(_part_sizes(total)):
+    while part_sizes(total)[1] < needed or not all(part_sizes(total)):
         total += 1
     if n < total:
         raise CalibrationError(
@@ -165,12 +161,6 @@ def _check_enough(n: int, settings: FitSettings) -> None:
             f" {PARTS[1]:.0%} of them, takes {needed}, so it takes {total} in all and {total - n} are missing;"
             f" give more clean samples{' with a higher --limit' if n == settings.limit else ''} or raise --target-fpr"
         )
-
-
-def _part_sizes(n: int) -> tuple[int, int, int]:
-    """Return how many of n samples each part gets (see calibrate.data.split_samples)."""
-    first, second = round(PARTS[0] * n), round((PARTS[0] + PARTS[1]) * n)
-    return first, second - first, n - second
 
 
 def _problem(

@@ -5,6 +5,7 @@ Each is proven against the node tests that ship with ONNX; one that lacks that p
 
 from collections.abc import Mapping
 
+from calibrate.graph import OLDEST_OPSET
 from calibrate.operators import (
     activations,
     elementwise,
@@ -28,7 +29,6 @@ __all__ = [
     "read_tensor",
 ]
 
-OLDEST_OPSET = 11
 
 OPERATORS: Mapping[str, Operator] = {
     **activations.OPERATORS,
