@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import onnx
 import torch
@@ -12,12 +13,16 @@ from torch import Tensor
 from calibrate.operators import OPERATORS, TORCH_TYPES, Node, find_obstacle, read_node, read_tensor
 from guard.errors import CalibrationError, GuardError, InputError
 
-__all__ = ["Change", "DifferentiableModel"]
+__all__ = ["Change", "DifferentiableModel", "Precision", "fast_precision"]
+
+Precision = Literal["bfloat16", "float32"]
+"""In what float32 weights and inputs are computed with."""
 
 Change = Callable[[Tensor], Tensor]
 """Put on a tensor right after it is made; every consumer sees what it returns."""
 
 _NO_CHANGES: Mapping[str, Change] = MappingProxyType({})
+_IMAGE_AXES = 4
 _REASON_LENGTH = 300  # what torch says can run to pages
 
 
@@ -25,6 +30,14 @@ _REASON_LENGTH = 300  # what torch says can run to pages
 class _Step:
     node: Node
     last_used: frozenset[str]
+
+
+def fast_precision(device: str) -> Precision:
+    """Return bfloat16 where the device multiplies it in hardware, else float32."""
+    if torch.device(device).type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 
 
 class DifferentiableModel:
@@ -36,20 +49,24 @@ class DifferentiableModel:
     Args:
         model: A model of opset 11 or newer.
         device: Where to compute, as torch names it.
+        precision: ``bfloat16`` halves the memory and, where the hardware multiplies it (see fast_precision), the time
+            at least; answers keep about three digits. Inputs and gradients are float32 all the same.
 
     Raises:
         CalibrationError: The graph holds an operator, or a form of one, that is not known here, or a node of
             constants fails.
     """
 
-    def __init__(self, model: onnx.ModelProto, *, device: str = "cpu") -> None:
+    def __init__(self, model: onnx.ModelProto, *, device: str = "cpu", precision: Precision = "float32") -> None:
         model = _inline(model)
         nodes = _read_nodes(model)
         self._device = torch.device(device)
+        self._narrows = precision == "bfloat16"
         self._constants = _read_weights(model.graph.initializer, self._device)
         self.input_names = tuple(i.name for i in model.graph.input if i.name not in self._constants)
         self.fixed_batch = _declared_batch(i for i in model.graph.input if i.name in self.input_names)
         self._nodes = self._fold(nodes)
+        self._constants = {name: self._laid_out(value) for name, value in self._constants.items()}
         made = (name for node in self._nodes for name in node.outputs if name)
         self._variables = frozenset(self.input_names).union(made)
 
@@ -88,14 +105,26 @@ class DifferentiableModel:
             ValueError: A name in ``outputs`` or ``at`` is in no place where it could take effect.
         """
         self._check_names(outputs, at)
-        values = self._read_inputs(inputs)
-        values = {name: at[name](value) if name in at else value for name, value in values.items()}
+        values = self._changed(self._read_inputs(inputs), at)
         for step in _plan(self._nodes, self._constants, outputs):
-            made = self._run(step.node, values)
-            values.update((name, at[name](value) if name in at else value) for name, value in made.items())
+            values.update(self._changed(self._run(step.node, values), at))
             for name in step.last_used:
                 values.pop(name, None)
-        return tuple(values[name] if name in values else self._constants[name] for name in outputs)
+        found = (values[name] if name in values else self._constants[name] for name in outputs)
+        return tuple(value.float() if self._narrows and value.dtype == torch.bfloat16 else value for value in found)
+
+    def _changed(self, values: Mapping[str, Tensor], at: Mapping[str, Change]) -> dict[str, Tensor]:
+        """Apply changes, and bring what is wider to the precision asked for."""
+        changed = {name: at[name](value) if name in at else value for name, value in values.items()}
+        return {name: self._narrowed(value) for name, value in changed.items()}
+
+    def _narrowed(self, value: Tensor) -> Tensor:
+        return value.bfloat16() if self._narrows and value.dtype == torch.float32 else value
+
+    def _laid_out(self, value: Tensor) -> Tensor:
+        """Store images and kernels channel by channel innermost, in which torch convolves about twice as fast."""
+        value = self._narrowed(value)
+        return value.contiguous(memory_format=torch.channels_last) if value.dim() == _IMAGE_AXES else value
 
     def _check_names(self, outputs: Iterable[str], at: Iterable[str]) -> None:
         unknown = sorted(set(outputs) - self._variables - self._constants.keys())
@@ -113,7 +142,7 @@ class DifferentiableModel:
         missing = sorted(set(self.input_names) - inputs.keys())
         if missing:
             raise InputError(f"inputs {missing} are missing; the model takes {self.input_names}")
-        return {name: inputs[name].to(self._device) for name in self.input_names}
+        return {name: self._laid_out(inputs[name].to(self._device)) for name in self.input_names}
 
     def _run(self, node: Node, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         arguments = [self._argument(name, values) for name in node.inputs]

@@ -74,6 +74,7 @@ class BoundsProblem:
         max_accuracy_drop: The clean accuracy that bounding may cost, a fraction.
         seed: For whatever the method draws at random.
         progress: Told how far the work is.
+        device: Where gradients are computed, as torch names it.
     """
 
     model: onnx.ModelProto
@@ -84,3 +85,4 @@ class BoundsProblem:
     max_accuracy_drop: float
     seed: int
     progress: Progress
+    device: str = "cpu"

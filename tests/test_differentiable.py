@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch_models import FAMILIES, Exporter, build, example_of, export
 
-from calibrate.differentiable import DifferentiableModel
+from calibrate.differentiable import DifferentiableModel, fast_precision
 from guard.errors import CalibrationError, InputError
 
 _OPSETS = {"torchscript": (11, 13, 17, 18, 20), "dynamo": (18,)}
@@ -78,6 +78,32 @@ def test_a_float16_network_answers_as_in_float16():
     (logits,) = DifferentiableModel(model)(example_of(4).half(), outputs=["logits"])
     assert logits.dtype == torch.float16
     torch.testing.assert_close(logits, module(example_of(4).half()), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_narrow_precision_answers_float32_of_about_three_digits(family):
+    model = _exported(family, "dynamo", 18)
+    exact, exact_gradient = _with_gradient(lambda x: DifferentiableModel(model)(x, outputs=["logits"])[0], example_of())
+    narrow = DifferentiableModel(model, precision="bfloat16")
+    y, gradient = _with_gradient(lambda x: narrow(x, outputs=["logits"])[0], example_of())
+    assert y.dtype == gradient.dtype == torch.float32
+    assert not torch.equal(y, exact)
+    assert (y - exact).norm() < 0.05 * exact.norm()
+    assert torch.cosine_similarity(gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.95
+
+
+def test_a_change_may_widen_what_is_computed_narrowly():
+    narrow = DifferentiableModel(_exported("resnet", "dynamo", 18), precision="bfloat16")
+    tensors = [name for node in narrow._nodes if node.op_type == "Relu" for name in node.outputs]
+    (y,) = narrow(example_of(), outputs=["logits"], at=dict.fromkeys(tensors, torch.Tensor.float))
+    assert torch.isfinite(y).all()
+
+
+def test_the_precision_called_fast_can_be_asked_for():
+    (y,) = DifferentiableModel(_exported("mlp", "dynamo", 18), precision=fast_precision("cpu"))(
+        example_of(), outputs=["logits"]
+    )
+    assert y.dtype == torch.float32
 
 
 def _graph(*nodes: onnx.NodeProto, inputs=("x",), output="y", **weights: np.ndarray) -> onnx.GraphProto:
