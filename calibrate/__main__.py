@@ -24,6 +24,7 @@ try:
     from calibrate.pipeline import FitSettings, evaluate_bundle, fit_bundle
     from calibrate.progress import ProgressReport
     from calibrate.report import warnings_of
+    from calibrate.thresholds import RULES
 except ModuleNotFoundError as error:
     if error.name not in ("matplotlib", "onnx", "PIL", "torch"):
         raise
@@ -52,11 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    rule = RULES[options.rule]
     settings = FitSettings(
         method=options.method,
-        score=options.score,
-        target_fpr=options.target_fpr,
-        correct_fpr=options.correct_fpr,
+        score=options.score or rule.score,
+        rule=options.rule,
+        target_fpr=rule.target_fpr if options.target_fpr is None else options.target_fpr,
+        correct_fpr=rule.correct_fpr if options.correct_fpr is None else options.correct_fpr,
         max_accuracy_drop=options.max_accuracy_drop,
         preprocessing=Preprocessing(scale=options.scale, mean=options.mean, std=options.std, layout=options.layout),
         limit=options.limit,
@@ -210,12 +213,13 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--data", required=True, metavar="CLEAN", help="clean samples: folder, .tar, .npz or .npy")
     fit.add_argument("--bundle", required=True, metavar="DIR", help="the folder to write")
     fit.add_argument("--method", default="sigma", choices=list(METHODS), help="how bounds are learned (%(default)s)")
-    fit.add_argument("--score", default="relative_divergence", choices=list(SCORES), help="what is cut (%(default)s)")
+    fit.add_argument("--rule", default="rank", choices=list(RULES), help="how thresholds are fitted (%(default)s)")
+    fit.add_argument("--score", choices=list(SCORES), help=f"what is cut ({_defaults('score')})")
     fit.add_argument(
-        "--target-fpr", type=float, default=0.01, metavar="RATE", help="clean inputs flagged (%(default)s)"
+        "--target-fpr", type=float, metavar="RATE", help=f"clean inputs flagged ({_defaults('target_fpr')})"
     )
-    fit.add_argument("--correct-fpr", type=float, default=0.1, metavar="RATE",
-                     help="clean inputs answered by the bounded model (%(default)s)")  # fmt: skip
+    fit.add_argument("--correct-fpr", type=float, metavar="RATE",
+                     help=f"clean inputs answered by the bounded model ({_defaults('correct_fpr')})")  # fmt: skip
     fit.add_argument("--max-accuracy-drop", type=float, default=0.03, metavar="SHARE",
                      help="clean accuracy that bounding may cost (%(default)s)")  # fmt: skip
     fit.add_argument("--mean", type=_numbers, default=(0.0,), metavar="R,G,B", help="subtracted per channel (0)")
@@ -224,6 +228,11 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--layout", default="nchw", choices=("nchw", "nhwc"), help="of the model's input (%(default)s)")
     _add_draw(fit, limit=5000)
     fit.set_defaults(run=_fit)
+
+
+def _defaults(name: str) -> str:
+    """Say what a setting is under each rule where it is not given."""
+    return ", ".join(f"{rule}: {getattr(found, name)}" for rule, found in RULES.items())
 
 
 def _add_draw(parser: argparse.ArgumentParser, *, limit: int | None) -> None:

@@ -16,6 +16,7 @@ from calibrate.edit import check_edited, insert_bounds
 from calibrate.forward import forward
 from calibrate.graph import Classifier, expose_logits, serialize
 from calibrate.sites import ActivationBounds, Rows, Site
+from calibrate.thresholds import RULES
 from guard.bundle import Bundle
 from guard.manifest import FORMAT_VERSION, Manifest
 from guard.types import FloatArray, Threshold
@@ -32,6 +33,7 @@ class FitSettings:
     Args:
         method: A key of calibrate.bounds.METHODS.
         score: A key of guard.scores.SCORES.
+        rule: A key of calibrate.thresholds.RULES.
         target_fpr: Of the alert threshold.
         correct_fpr: Of the correction threshold; at least target_fpr.
         max_accuracy_drop: The clean accuracy that bounding may cost, a fraction.
@@ -41,9 +43,10 @@ class FitSettings:
     """
 
     method: str = "sigma"
-    score: str = "relative_divergence"
-    target_fpr: float = 0.01
-    correct_fpr: float = 0.1
+    score: str = RULES["rank"].score
+    rule: str = "rank"
+    target_fpr: float = RULES["rank"].target_fpr
+    correct_fpr: float = RULES["rank"].correct_fpr
     max_accuracy_drop: float = 0.03
     preprocessing: Preprocessing
     limit: int | None = 5000
@@ -122,6 +125,7 @@ def _parts(split: CalibrationSplit, settings: FitSettings) -> Mapping[str, objec
         "n_skipped": len(split.bounds.skipped),
         "labels": "given" if split.bounds.labels is not None else "predicted by the original",
         "max_accuracy_drop": settings.max_accuracy_drop,
+        "rule": settings.rule,
     }
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from calibrate.bounds import METHODS, Method
-from calibrate.data import PARTS, Preprocessing, Samples, load_samples, part_sizes, split_samples
+from calibrate.data import PARTS, CalibrationSplit, Preprocessing, Samples, load_samples, part_sizes, split_samples
 from calibrate.draft import FitSettings, draft_bundle
 from calibrate.evaluation import Answered, Evaluation, evaluate
 from calibrate.forward import batches, predict
 from calibrate.graph import Classifier, find_sites, read_classifier
 from calibrate.report import Findings, render_report
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
+from calibrate.thresholds import RULES
 from guard.bundle import BOUNDED, ORIGINAL, REPORT, THRESHOLDS, Bundle, check_place, pack_scores, save_bundle
-from guard.conformal import fit_threshold, required_samples
 from guard.errors import CalibrationError, InputError
 from guard.manifest import Manifest
 from guard.runtime import Guard
@@ -64,7 +64,7 @@ def fit_bundle(
     problem = _problem(classifier, sites, split.bounds, settings, progress)
     bounds = methods[settings.method](problem)
     draft = draft_bundle(classifier, sites, bounds, split, settings)
-    thresholds, clean_scores = _fit_thresholds(draft, split.threshold, settings, progress)
+    thresholds, clean_scores = _fit_thresholds(draft, split, settings, progress)
     fitted = replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(clean_scores))
     findings = _find(fitted, bounds, split.held_out, settings, progress)
     return _save(fitted, bundle, findings), findings
@@ -130,7 +130,7 @@ def _check_settings(settings: FitSettings, methods: Mapping[str, Method]) -> Non
         raise InputError(f"max_accuracy_drop is {settings.max_accuracy_drop:g}; it is a fraction, such as 0.03")
     if settings.seed < 0:
         raise InputError(f"seed is {settings.seed}; it is a whole number from 0 up")
-    for name, known in (("method", methods), ("score", SCORES)):
+    for name, known in (("method", methods), ("score", SCORES), ("rule", RULES)):
         if (chosen := getattr(settings, name)) not in known:
             raise InputError(f"there is no {name} {chosen!r}; choose one of {', '.join(known)}")
 
@@ -151,7 +151,7 @@ def _check_preprocessing(spec: TensorSpec, preprocessing: Preprocessing) -> None
 
 def _check_enough(n: int, settings: FitSettings) -> None:
     """Refuse too few samples before the long work rather than after it."""
-    needed = required_samples(settings.target_fpr)
+    needed = RULES[settings.rule].required(settings.target_fpr)
     total = int(needed / PARTS[1])
     while part_sizes(total)[1] < needed or not all(part_sizes(total)):
         total += 1
@@ -183,13 +183,15 @@ def _problem(
 
 
 def _fit_thresholds(
-    draft: Bundle, samples: Samples, settings: FitSettings, progress: Progress
+    draft: Bundle, split: CalibrationSplit, settings: FitSettings, progress: Progress
 ) -> tuple[Mapping[str, Threshold], FloatArray]:
-    """Rank the scores that the guard itself gives on the models that will ship."""
-    scores = answer(Guard.from_bundle(draft), samples, progress, stage="scoring the threshold set").scores
+    """Apply the rule to scores that the guard itself gives on the models that will ship."""
+    rule = RULES[settings.rule]
+    stage = f"scoring the {rule.part} set"
+    scores = answer(Guard.from_bundle(draft), getattr(split, rule.part), progress, stage=stage).scores
     thresholds = {
-        "alert": fit_threshold(scores, target_fpr=settings.target_fpr),
-        "correct": fit_threshold(scores, target_fpr=settings.correct_fpr),
+        "alert": rule.fit(scores, settings.target_fpr),
+        "correct": rule.fit(scores, settings.correct_fpr),
     }
     return thresholds, scores
 

@@ -31,7 +31,7 @@ _ALIKE = 1e-9
 _NAMESPACE = re.compile(r' xmlns(:\w+)?="[^"]*"')
 _SCORES_EXPLAINED = (
     "<p>An input past the red line is flagged and its predicted class ruled out; past the orange line it gets the"
-    " bounded model's answer. Both lines are ranks of the threshold set.</p>"
+    " bounded model's answer.</p>"
 )
 
 
@@ -89,6 +89,11 @@ def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
             f"{n_flagged} of {held_out.n_clean} held-out clean inputs were flagged, more than chance allows at"
             f" {alert.target_fpr:g}: the clean samples may not be alike."
         )
+    if manifest.calibration["rule"] == "mmdf":
+        yield (
+            "The thresholds are mean + z sd of scores on the bounds set, as MMDF was published: their false-positive"
+            " rates are names, not promises. Use the rank rule to serve."
+        )
     if manifest.calibration["labels"] != "given":
         yield "No labels were given: the original's own predictions stood in, and accuracies are agreement with them."
     if alert.value < _NOISE:
@@ -131,7 +136,7 @@ def _score_picture(manifest: Manifest, findings: Findings) -> str:
     axes = figure.subplots()
     both = np.concatenate([findings.clean_scores, findings.held_out_scores])
     edges = _edges(both[np.isfinite(both)])
-    axes.hist(findings.clean_scores, bins=edges, color=_INK, alpha=0.85, label="threshold set")
+    axes.hist(findings.clean_scores, bins=edges, color=_INK, alpha=0.85, label="what the thresholds were fitted on")
     axes.hist(findings.held_out_scores, bins=edges, color="#7fb2e5", alpha=0.85, label="held-out set")
     for name, color in (("correct", _CORRECT), ("alert", _ALERT)):
         axes.axvline(manifest.thresholds[name].value, color=color, linewidth=2, label=f"{name} threshold")

@@ -32,6 +32,7 @@ def test_as_many_samples_as_are_missing_are_enough_and_one_less_is_not(digits, t
         ({"max_accuracy_drop": -0.1}, "max_accuracy_drop is -0.1"),
         ({"method": "magic"}, "there is no method 'magic'"),
         ({"score": "magic"}, "there is no score 'magic'"),
+        ({"rule": "magic"}, "there is no rule 'magic'"),
         ({"seed": -1}, "seed is -1"),
         ({"limit": 0}, "limit 0"),
         ({"preprocessing": Preprocessing(mean=(0.1, 0.2))}, "mean has 2 values"),

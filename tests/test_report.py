@@ -13,7 +13,7 @@ from calibrate.report import Findings, render_report, warnings_of
 from guard.bundle import REPORT
 
 N = 100
-CALIBRATION = {"labels": "given"}
+CALIBRATION = {"labels": "given", "rule": "rank"}
 
 
 def _findings(*, n_flagged: int = 1, upper=None, scores=None, skipped=()) -> Findings:
@@ -124,7 +124,7 @@ def test_more_false_alarms_than_chance_allows_are_warned_of():
 
 
 def test_missing_labels_and_skipped_images_are_warned_of():
-    unlabelled = replace(manifest(), calibration={"labels": "predicted by the original"})
+    unlabelled = replace(manifest(), calibration={"labels": "predicted by the original", "rule": "rank"})
     labels, images = warnings_of(unlabelled, _findings(skipped=["a.png", "b.png"]))
     assert labels.startswith("No labels were given")
     assert images.startswith("2 images could not be read and were skipped, such as a.png")

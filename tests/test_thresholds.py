@@ -1,0 +1,80 @@
+"""Rules that turn clean scores into thresholds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from calibrate_runs import check_refused, fit_with
+from digits import fit
+
+from calibrate.thresholds import RULES, fit_normal_threshold
+from guard.bundle import load_bundle
+from guard.conformal import fit_threshold
+from guard.errors import CalibrationError
+from guard.runtime import Guard
+from guard.types import Answers, ModelRun
+
+
+def test_the_published_rule_is_mean_and_2576_thousandths_of_the_deviation_with_n_minus_1():
+    scores = np.array([1.0, 2.0, 3.0, 6.0])
+    threshold = fit_normal_threshold(scores, 0.005)
+    deviation = np.sqrt((4 + 1 + 0 + 9) / 3)
+    assert threshold.value == pytest.approx(3 + 2.576 * deviation, abs=1e-12)
+    assert (threshold.target_fpr, threshold.n) == (0.005, 4)
+
+
+def test_a_higher_rate_takes_a_lower_quantile():
+    scores = np.random.default_rng(0).normal(size=100)
+    assert fit_normal_threshold(scores, 0.05).value < fit_normal_threshold(scores, 0.005).value
+
+
+@pytest.mark.parametrize("scores", [[], [1.0], [1.0, np.inf], [1.0, np.nan, 2.0]])
+def test_scores_without_a_deviation_are_refused(scores):
+    with pytest.raises(CalibrationError, match="no mean and standard deviation"):
+        fit_normal_threshold(np.array(scores), 0.005)
+
+
+def test_the_rank_rule_is_the_conformal_one():
+    scores = np.random.default_rng(0).normal(size=300)
+    assert RULES["rank"].fit(scores, 0.02) == fit_threshold(scores, target_fpr=0.02)
+
+
+def test_a_fit_by_the_published_rule_cuts_divergences_of_the_bounds_set(digits, tmp_path):
+    rule = RULES["mmdf"]
+    settings = {"rule": "mmdf", "score": rule.score, "target_fpr": rule.target_fpr, "correct_fpr": rule.correct_fpr}
+    bundle = load_bundle(fit(digits.model, digits.clean, tmp_path / "bundle", **settings))
+    alert, correct = (bundle.manifest.thresholds[name] for name in ("alert", "correct"))
+    assert alert == correct == fit_normal_threshold(bundle.clean_scores, 0.005)
+    assert alert.n == bundle.manifest.calibration["n_bounds_set"]
+
+
+def test_what_the_published_rule_flags_is_never_answered_with_the_predicted_class(digits_bundle):
+    bundle = load_bundle(digits_bundle)
+    cut = fit_normal_threshold(bundle.clean_scores, 0.005)
+    manifest = replace(bundle.manifest, score="divergence", thresholds={"alert": cut, "correct": cut})
+    rng = np.random.default_rng(0)
+    original, bounded = (rng.normal(scale=9, size=(200, manifest.n_classes)).astype(np.float32) for _ in range(2))
+    run = ModelRun(
+        original=Answers(outputs=original, logits=original.astype(np.float64)),
+        bounded=Answers(outputs=bounded, logits=bounded.astype(np.float64)),
+    )
+    verdict = Guard.from_bundle(replace(bundle, manifest=manifest)).decide(run)
+    assert verdict.flagged.any()
+    assert (verdict.flagged == verdict.corrected).all()
+    assert (verdict.corrected_class != verdict.predicted_class)[verdict.flagged].all()
+
+
+def test_the_command_line_takes_the_published_rule_with_its_own_rates_and_says_what_they_are_worth(
+    digits, tmp_path, capfd
+):
+    paths = {"model": digits.model, "data": digits.clean, "bundle": tmp_path / "bundle"}
+    assert fit_with(paths, "--rule", "mmdf") == 0
+    manifest = load_bundle(paths["bundle"]).manifest
+    assert (manifest.score, manifest.thresholds["alert"].target_fpr) == ("divergence", 0.005)
+    assert manifest.calibration["rule"] == "mmdf"
+    assert "names, not promises" in capfd.readouterr().err
+
+
+def test_a_rate_no_normal_quantile_belongs_to_is_refused(digits, tmp_path, capfd):
+    paths = {"model": digits.model, "data": digits.clean, "bundle": tmp_path / "bundle"}
+    check_refused(fit_with(paths, "--rule", "mmdf", "--target-fpr", "1.5"), capfd, "target_fpr is 1.5")
