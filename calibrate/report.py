@@ -1,34 +1,20 @@
 """The report of a fit: one self-contained HTML page with two pictures. It draws and words; it computes nothing new."""
 
 import html
-import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
 from calibrate.evaluation import Evaluation
+from calibrate.page import ALERT, CORRECT, INK, STYLE, svg, table, tick_names
 from guard.manifest import Manifest
 from guard.types import FloatArray
 
 __all__ = ["Findings", "render_report", "warnings_of"]
 
-_INK, _ALERT, _CORRECT, _PAPER = "#1f4e79", "#b3261e", "#c77700", "#f6f7f9"
-_STYLE = f"""
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1e; }}
-h1, h2 {{ line-height: 1.2; }} table {{ border-collapse: collapse; margin: 1rem 0; }}
-td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }}
-td.number {{ text-align: right; font-variant-numeric: tabular-nums; }} svg {{ max-width: 100%; height: auto; }}
-.warning {{ background: #fff4e5; border-left: 4px solid {_CORRECT}; padding: .5rem 1rem; }}
-code {{ background: {_PAPER}; padding: .1rem .3rem; }}
-"""
-
-
 _ALIKE = 1e-9
-_NAMESPACE = re.compile(r' xmlns(:\w+)?="[^"]*"')
 _SCORES_EXPLAINED = (
     "<p>An input past the red line is flagged and its predicted class ruled out; past the orange line it gets the"
     " bounded model's answer.</p>"
@@ -61,11 +47,11 @@ def render_report(manifest: Manifest, findings: Findings) -> bytes:
     """Return the page, the same bytes for the same findings."""
     name = html.escape(str(manifest.model["name"]))
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Guard of {name}</title><style>{_STYLE}</style>",
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Guard of {name}</title><style>{STYLE}</style>",
         f"<h1>Guard of {name}</h1>",
         *(f"<p class='warning'>{html.escape(w)}</p>" for w in warnings_of(manifest, findings)),
         "<h2>On clean inputs that nothing was fitted on</h2>",
-        _table(_held_out_rows(manifest, findings)),
+        table(_held_out_rows(manifest, findings)),
         "<h2>Scores of clean inputs</h2>",
         _SCORES_EXPLAINED,
         _score_picture(manifest, findings),
@@ -73,7 +59,7 @@ def render_report(manifest: Manifest, findings: Findings) -> bytes:
         "<p>Every activation is capped. A site whose bounds are far above its neighbours' is a place to look at.</p>",
         _bounds_picture(findings.upper),
         "<h2>How it was fitted</h2>",
-        _table(_settings_rows(manifest)),
+        table(_settings_rows(manifest)),
         "<p>No finding on clean inputs says how many triggers will be caught: that depends on the attack.</p></html>",
     ]
     return "\n".join(parts).encode()
@@ -126,23 +112,18 @@ def _settings_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "seed", str(manifest.seed)
 
 
-def _table(rows: Iterator[tuple[str, str]]) -> str:
-    cells = (f"<tr><td>{html.escape(a)}</td><td class='number'>{html.escape(b)}</td></tr>" for a, b in rows)
-    return f"<table>{''.join(cells)}</table>"
-
-
 def _score_picture(manifest: Manifest, findings: Findings) -> str:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots()
     both = np.concatenate([findings.clean_scores, findings.held_out_scores])
     edges = _edges(both[np.isfinite(both)])
-    axes.hist(findings.clean_scores, bins=edges, color=_INK, alpha=0.85, label="what the thresholds were fitted on")
+    axes.hist(findings.clean_scores, bins=edges, color=INK, alpha=0.85, label="what the thresholds were fitted on")
     axes.hist(findings.held_out_scores, bins=edges, color="#7fb2e5", alpha=0.85, label="held-out set")
-    for name, color in (("correct", _CORRECT), ("alert", _ALERT)):
+    for name, color in (("correct", CORRECT), ("alert", ALERT)):
         axes.axvline(manifest.thresholds[name].value, color=color, linewidth=2, label=f"{name} threshold")
     axes.set(yscale="log", xlabel=manifest.score.replace("_", " "), ylabel="clean inputs")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _edges(scores: FloatArray) -> list[float]:
@@ -159,21 +140,8 @@ def _bounds_picture(upper: Mapping[str, FloatArray]) -> str:
     values = [np.sort(v.ravel()) for v in upper.values()]
     rows = np.arange(len(values))
     axes.hlines(rows, [v[0] for v in values], [v[-1] for v in values], color="#b8c7d9", linewidth=5)
-    axes.scatter(
-        [float(np.median(v)) for v in values], rows, color=_INK, zorder=3, label="median; the bar is the range"
-    )
-    names = [ascii(name)[1:-1] for name in upper]
-    axes.set_yticks(rows, [n if len(n) < 40 else f"...{n[-37:]}" for n in names], fontsize=8, parse_math=False)
+    axes.scatter([float(np.median(v)) for v in values], rows, color=INK, zorder=3, label="median; the bar is the range")
+    axes.set_yticks(rows, tick_names(upper), fontsize=8, parse_math=False)
     axes.set(xlabel="bound", ylim=(len(values) - 0.5, -0.5))
     axes.legend(frameon=False)
-    return _svg(figure)
-
-
-def _svg(figure: Figure) -> str:
-    """Return the picture as HTML wants it: no document type, namespaces or metadata."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with mpl.rc_context({"svg.hashsalt": "trigger-guard", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    return _NAMESPACE.sub("", text[text.index("<svg") :])
+    return svg(figure)
