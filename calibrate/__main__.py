@@ -134,7 +134,10 @@ def _manifest_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "output", f"{manifest.output}, {manifest.output_kind}"
     yield "preprocessing of images", _sentence(manifest.preprocessing)
     yield "method", f"{manifest.method['name']}: {_sentence(manifest.method['settings'])}"
-    yield "sites", f"{len(manifest.sites)}, {sum(s['n_bounds'] for s in manifest.sites)} bounds"
+    yield (
+        "sites",
+        f"{len(manifest.sites)}, {sum(s['n_bounds'] + s.get('n_lower_bounds', 0) for s in manifest.sites)} bounds",
+    )
     yield "score", manifest.score
     for name, t in manifest.thresholds.items():
         yield f"{name} threshold", f"{t.value:.6g}, for a false-positive rate of {t.target_fpr:g}, from {t.n} inputs"

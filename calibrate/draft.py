@@ -82,7 +82,7 @@ def draft_bundle(
         thresholds={"alert": no_cut, "correct": no_cut},
         preprocessing=asdict(settings.preprocessing),
         method={"name": bounds.method, "settings": dict(bounds.settings)},
-        sites=[_described(site, bounds.upper[site.tensor]) for site in sites if site.tensor in bounds.upper],
+        sites=[_described(site, bounds) for site in sites if site.tensor in bounds.upper],
         calibration=_parts(split, settings),
         versions=_versions(),
         seed=settings.seed,
@@ -105,7 +105,8 @@ def _are_probabilities(outputs: FloatArray) -> bool:
     return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=_SUM_TOLERANCE))
 
 
-def _described(site: Site, upper: FloatArray) -> Mapping[str, object]:
+def _described(site: Site, bounds: ActivationBounds) -> Mapping[str, object]:
+    upper, lower = bounds.upper[site.tensor], bounds.lower.get(site.tensor)
     return {
         "tensor": site.tensor,
         "function": site.function,
@@ -114,6 +115,15 @@ def _described(site: Site, upper: FloatArray) -> Mapping[str, object]:
         "n_bounds": int(upper.size),
         "least_bound": float(upper.min()),
         "greatest_bound": float(upper.max()),
+        **({} if lower is None else _described_lower(lower)),
+    }
+
+
+def _described_lower(lower: FloatArray) -> Mapping[str, object]:
+    return {
+        "n_lower_bounds": int(lower.size),
+        "least_lower_bound": float(lower.min()),
+        "greatest_lower_bound": float(lower.max()),
     }
 
 

@@ -206,6 +206,7 @@ def _find(
         held_out_scores=answered.scores,
         clean_scores=fitted.clean_scores,
         upper=bounds.upper,
+        lower=bounds.lower,
         skipped=held_out.skipped,
     )
 

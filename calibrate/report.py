@@ -2,9 +2,10 @@
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from calibrate.evaluation import Evaluation
@@ -32,7 +33,8 @@ class Findings:
         held_out: The guard on the held-out set.
         held_out_scores: (n,) its scores.
         clean_scores: (n,) ascending scores of the threshold set.
-        upper: The bounds by site tensor.
+        upper: The upper bounds by site tensor.
+        lower: The lower ones, of the sites that have any.
         skipped: Names of images that could not be read.
     """
 
@@ -40,6 +42,7 @@ class Findings:
     held_out_scores: FloatArray
     clean_scores: FloatArray
     upper: Mapping[str, FloatArray]
+    lower: Mapping[str, FloatArray] = field(default_factory=dict)
     skipped: Sequence[str]
 
 
@@ -56,8 +59,8 @@ def render_report(manifest: Manifest, findings: Findings) -> bytes:
         _SCORES_EXPLAINED,
         _score_picture(manifest, findings),
         "<h2>Bounds</h2>",
-        "<p>Every activation is capped. A site whose bounds are far above its neighbours' is a place to look at.</p>",
-        _bounds_picture(findings.upper),
+        _bounds_explained(findings.lower),
+        _bounds_picture(findings.upper, findings.lower),
         "<h2>How it was fitted</h2>",
         table(_settings_rows(manifest)),
         "<p>No finding on clean inputs says how many triggers will be caught: that depends on the attack.</p></html>",
@@ -134,14 +137,27 @@ def _edges(scores: FloatArray) -> list[float]:
     return [float(edge) for edge in np.linspace(low, high, 61)]
 
 
-def _bounds_picture(upper: Mapping[str, FloatArray]) -> str:
+def _bounds_explained(lower: Mapping[str, FloatArray]) -> str:
+    below = " Those that go negative are bounded from below as well." if lower else ""
+    look = "A site whose bounds are far above its neighbours' is a place to look at."
+    return f"<p>Every activation is capped.{below} {look}</p>"
+
+
+def _bounds_picture(upper: Mapping[str, FloatArray], lower: Mapping[str, FloatArray]) -> str:
     figure = Figure(figsize=(9, 0.8 + 0.26 * len(upper)), layout="constrained")
     axes = figure.subplots()
-    values = [np.sort(v.ravel()) for v in upper.values()]
-    rows = np.arange(len(values))
-    axes.hlines(rows, [v[0] for v in values], [v[-1] for v in values], color="#b8c7d9", linewidth=5)
-    axes.scatter([float(np.median(v)) for v in values], rows, color=INK, zorder=3, label="median; the bar is the range")
-    axes.set_yticks(rows, tick_names(upper), fontsize=8, parse_math=False)
-    axes.set(xlabel="bound", ylim=(len(values) - 0.5, -0.5))
+    rows = {name: row for row, name in enumerate(upper)}
+    _draw_ranges(axes, rows, upper, INK, "median; the bar is the range")
+    if lower:
+        _draw_ranges(axes, rows, lower, CORRECT, "median of the lower bounds")
+    axes.set_yticks(list(rows.values()), tick_names(upper), fontsize=8, parse_math=False)
+    axes.set(xlabel="bound", ylim=(len(rows) - 0.5, -0.5))
     axes.legend(frameon=False)
     return svg(figure)
+
+
+def _draw_ranges(axes: Axes, rows: Mapping[str, int], bounds: Mapping[str, FloatArray], color: str, label: str) -> None:
+    places = [rows[name] for name in bounds]
+    values = [np.sort(v.ravel()) for v in bounds.values()]
+    axes.hlines(places, [v[0] for v in values], [v[-1] for v in values], color="#b8c7d9", linewidth=5)
+    axes.scatter([float(np.median(v)) for v in values], places, color=color, zorder=3, label=label)

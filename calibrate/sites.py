@@ -1,7 +1,7 @@
 """What is bounded and by how much: the values that bounds methods take and give."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import onnx
@@ -47,18 +47,24 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationBounds:
-    """An upper bound for every site: each activation x becomes min(x, upper).
+    """An upper bound for every site, and a lower one where wanted: each activation x becomes min(max(x, lower), upper).
 
     Args:
         method: The name of the method that learned them.
         settings: The method's settings and what it chose, as JSON can hold them.
         upper: Per site tensor an array that broadcasts against the activation: shape () for one bound per
             site, (1, K, 1, 1) per channel, (1, K, H, W) per neuron.
+        lower: The same for those of these sites that are bounded from below too.
     """
 
     method: str
     settings: Mapping[str, object]
     upper: Mapping[str, FloatArray]
+    lower: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if strangers := sorted(self.lower.keys() - self.upper.keys()):
+            raise ValueError(f"{strangers[0]!r} has a lower bound but no upper one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ from calibrate.sites import Progress, Rows, Site
 from guard.errors import CalibrationError
 from guard.types import FloatArray
 
-__all__ = ["Moments", "Pooling", "site_moments"]
+__all__ = ["Moments", "Pooling", "site_moments", "site_moments_by"]
 
-Pooling = Literal["channel", "maximum", "neuron"]
-"""What one entry describes: a channel over inputs and positions; the maximum of a channel over the positions of one
-input, over inputs; one neuron, over inputs."""
+Pooling = Literal["channel", "maximum", "minimum", "neuron"]
+"""What one entry describes: a channel over inputs and positions; the maximum or minimum of a channel over the positions
+of one input, over inputs; one neuron, over inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +75,20 @@ def site_moments(
     Raises:
         CalibrationError: An activation is NaN or infinite somewhere.
     """
-    merged: dict[str, Moments] = {}
+    return site_moments_by(model, sites, inputs, poolings=[pooling], progress=progress)[pooling]
+
+
+def site_moments_by(
+    model: onnx.ModelProto, sites: Sequence[Site], inputs: Rows, *, poolings: Sequence[Pooling], progress: Progress
+) -> Mapping[Pooling, Mapping[str, Moments]]:
+    """Return what site_moments does for several poolings, from one forward pass."""
+    merged: dict[Pooling, dict[str, Moments]] = {pooling: {} for pooling in poolings}
     for done, values in forward(model, [site.tensor for site in sites], inputs):
         for site in sites:
             _check_finite(site.tensor, values[site.tensor])
-            batch = _pooled_moments(values[site.tensor], site.channel_axis, pooling)
-            merged[site.tensor] = merged[site.tensor].merged(batch) if site.tensor in merged else batch
+            for pooling, found in merged.items():
+                batch = _pooled_moments(values[site.tensor], site.channel_axis, pooling)
+                found[site.tensor] = found[site.tensor].merged(batch) if site.tensor in found else batch
         progress("activation statistics", done, len(inputs))
     return merged
 
@@ -99,4 +107,6 @@ def _pooled_moments(values: FloatArray, channel_axis: int, pooling: Pooling) -> 
         return Moments.of(values, (0, *positions))
     if pooling == "maximum":
         return Moments.of(values.max(axis=positions, keepdims=True), (0,))
+    if pooling == "minimum":
+        return Moments.of(values.min(axis=positions, keepdims=True), (0,))
     return Moments.of(values, (0,))

@@ -64,7 +64,8 @@ class Manifest:
         preprocessing: How images become inputs: ``scale``, ``mean``, ``std``, ``layout``.
         method: ``name`` and ``settings`` of the way the bounds were learned.
         sites: Per bounded activation ``tensor``, ``function``, ``shape``, ``channel_axis``, ``n_bounds``,
-            ``least_bound`` and ``greatest_bound``.
+            ``least_bound`` and ``greatest_bound``, and where it is bounded from below too ``n_lower_bounds``,
+            ``least_lower_bound`` and ``greatest_lower_bound``.
         calibration: The sizes of the parts, where the labels came from, and what was measured while fitting.
         versions: Of the libraries that wrote the bundle.
         seed: Of everything drawn at random.
@@ -177,15 +178,21 @@ def _spec(raw: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(name=raw["name"], dtype=raw["dtype"], shape=tuple(raw["shape"]))
 
 
-_is_site = is_record(
-    tensor=is_text,
-    function=is_text,
-    shape=is_shape,
-    channel_axis=is_count,
-    n_bounds=is_count,
-    least_bound=is_finite,
-    greatest_bound=is_finite,
-)
+_UPPER: Mapping[str, Check] = {
+    "tensor": is_text,
+    "function": is_text,
+    "shape": is_shape,
+    "channel_axis": is_count,
+    "n_bounds": is_count,
+    "least_bound": is_finite,
+    "greatest_bound": is_finite,
+}
+_LOWER: Mapping[str, Check] = {
+    "n_lower_bounds": is_count,
+    "least_lower_bound": is_finite,
+    "greatest_lower_bound": is_finite,
+}
+_is_one_sided, _is_two_sided = is_record(**_UPPER), is_record(**_UPPER, **_LOWER)
 _is_threshold = is_record(value=is_finite, target_fpr=is_rate, n=lambda n: is_count(n) and n > 0)
 
 _EXPECTED: Mapping[str, tuple[Check, str]] = {
@@ -215,8 +222,8 @@ _EXPECTED: Mapping[str, tuple[Check, str]] = {
     ),
     "method": (is_record(name=is_text, settings=is_object), "an object with name and settings"),
     "sites": (
-        lambda value: isinstance(value, list) and all(map(_is_site, value)),
-        "a list of objects with tensor, function, shape, channel_axis, n_bounds, least_bound and greatest_bound",
+        lambda value: isinstance(value, list) and all(_is_one_sided(site) or _is_two_sided(site) for site in value),
+        f"a list of objects with {', '.join(_UPPER)}, all or none of the last three also for lower",
     ),
     "calibration": (is_object, "an object"),
     "versions": (is_map(is_text), "an object of texts"),

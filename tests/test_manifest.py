@@ -26,6 +26,7 @@ SITE = {
     "least_bound": 0.1,
     "greatest_bound": 2.5,
 }
+BELOW = {"n_lower_bounds": 8, "least_lower_bound": -0.5, "greatest_lower_bound": -0.1}
 WRITTEN = write_manifest(manifest())
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -60,7 +61,7 @@ def test_a_manifest_comes_back_equal():
         input=TensorSpec(name="x", dtype="uint8", shape=(None, 3, None)),
         output_kind="probabilities",
         logits=None,
-        sites=[SITE],
+        sites=[SITE, {**SITE, **BELOW}],
         calibration={"accuracy": 0.1 + 0.2, "labels": None, "größe": {"10": 1, "9": [1e-300, -0.0]}},
     )
     assert read_manifest(write_manifest(full)) == full
@@ -168,7 +169,8 @@ WRONG = [
     (("thresholds", "correct", "n"), [0, -1, 1.0, True, "9", None]),
     (("thresholds", "correct", "more"), [1]),
     (("method", "settings"), [None, []]),
-    (("sites",), [{}, [1], ["a"], None, [{}], [{**SITE, "n_bounds": "8"}], [{**SITE, "more": 1}]]),
+    (("sites",), [{}, [1], ["a"], None, [{}], [{**SITE, "n_bounds": "8"}], [{**SITE, "more": 1}],
+                  [{**SITE, "n_lower_bounds": 8}], [{**SITE, **BELOW, "least_lower_bound": "0"}]]),
     (("preprocessing",), [{}, None, {"scale": 255.0}]),
     (("preprocessing", "mean"), [[], 0.5, ["0"], [True]]),
     (("preprocessing", "layout"), ["hwc", None, ["nchw"]]),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx
 import torch
@@ -13,6 +14,8 @@ from calibrate.sites import Site
 from guard.types import FloatArray, IntArray
 
 __all__ = ["ClippedClassifier", "LabelledInputs", "clip_at"]
+
+_NO_BOUNDS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +39,15 @@ class LabelledInputs:
             yield self.inputs[start : start + size], self.labels[start : start + size]
 
 
-def clip_at(upper: Tensor) -> Change:
-    """Return the change x -> min(x, upper)."""
-    return lambda x: torch.minimum(x, upper.to(x.dtype))
+def clip_at(upper: Tensor, lower: Tensor | None = None) -> Change:
+    """Return the change x -> min(max(x, lower), upper), or min(x, upper) without a lower bound."""
+    if lower is None:
+        return lambda x: torch.minimum(x, upper.to(x.dtype))
+    return lambda x: torch.minimum(torch.maximum(x, lower.to(x.dtype)), upper.to(x.dtype))
 
 
 class ClippedClassifier:
-    """The original with min(x, upper) at every site.
+    """The original with min(max(x, lower), upper) at every site.
 
     An original whose graph declares a fixed N runs that many rows at a time, whatever ``batch_size`` says.
 
@@ -63,9 +68,9 @@ class ClippedClassifier:
         self._batch_size = self._model.fixed_batch or batch_size
         self.device = torch.device(device)
 
-    def logits(self, inputs: Tensor, upper: Mapping[str, Tensor]) -> Tensor:
-        """Return float32 logits (N, C) with the bounds put in; a site without a bound stays as it is."""
-        at = {site: clip_at(upper[site]) for site in self._sites if site in upper}
+    def logits(self, inputs: Tensor, upper: Mapping[str, Tensor], lower: Mapping[str, Tensor] = _NO_BOUNDS) -> Tensor:
+        """Return float32 logits (N, C) with the bounds put in; a site without an upper bound stays as it is."""
+        at = {site: clip_at(upper[site], lower.get(site)) for site in self._sites if site in upper}
         size = self._model.fixed_batch or max(1, len(inputs))
         pieces = [self._piece(inputs[start : start + size], at) for start in range(0, max(1, len(inputs)), size)]
         return torch.cat(pieces).float()
@@ -91,10 +96,12 @@ class ClippedClassifier:
         return total
 
     @torch.no_grad()
-    def accuracy(self, data: LabelledInputs, upper: Mapping[str, Tensor]) -> float:
+    def accuracy(
+        self, data: LabelledInputs, upper: Mapping[str, Tensor], lower: Mapping[str, Tensor] = _NO_BOUNDS
+    ) -> float:
         """Return the fraction of the data that is classified as labelled."""
         n_right = 0
         for inputs, labels in data.batches(self._batch_size):
-            predicted = self.logits(inputs, upper).argmax(1)
+            predicted = self.logits(inputs, upper, lower).argmax(1)
             n_right += int((predicted == labels.to(self.device)).sum())
         return n_right / len(data)

@@ -4,12 +4,13 @@ For every channel the maximum over positions is taken per input, and the bound i
 over inputs. Taking the maximum first makes one k clip the same share of inputs at every site: a channel of an early
 layer has a thousand positions to exceed a bound at, one of the last layer a dozen. Late sites get k itself and early
 ones a multiple of it, because what an early site loses changes everything behind it. benchmarks/results.md compares
-this with mean + k sd over single positions, and with one k for all.
+this with mean + k sd over single positions, and with one k for all. A site that goes negative on clean inputs, as GELU
+or tanh does, is bounded from below as well: by the mean minus k standard deviations of the minima over positions.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from calibrate.edit import insert_bounds
 from calibrate.evaluation import accuracy_drop_limit
 from calibrate.forward import predict
 from calibrate.sites import ActivationBounds, BoundsProblem
-from calibrate.statistics import Moments, site_moments
+from calibrate.statistics import Moments, site_moments_by
 from guard.errors import CalibrationError
 from guard.types import BoolArray
 
@@ -48,32 +49,36 @@ def fit_sigma(problem: BoundsProblem, *, settings: SigmaSettings | None = None) 
         CalibrationError: Even the loosest bounds cost more accuracy than allowed.
     """
     settings = settings or SigmaSettings()
-    moments = site_moments(problem.model, problem.sites, problem.inputs, pooling="maximum", progress=problem.progress)
+    extremes = site_moments_by(
+        problem.model, problem.sites, problem.inputs, poolings=["maximum", "minimum"], progress=problem.progress
+    )
     original_right = predict(problem.model, problem.logits, problem.inputs) == problem.labels
     limits: dict[str, float] = {}
     for done, k in enumerate(settings.candidates, start=1):
-        bounds = _bounds(moments, k, settings)
+        bounds = _bounds(extremes["maximum"], extremes["minimum"], k, settings)
         limit = _drop_limit(problem, bounds, original_right, settings.confidence)
         limits[f"{k:g}"] = round(limit, 6)
         problem.progress("choosing k", done, len(settings.candidates))
         if limit <= problem.max_accuracy_drop:
             chosen = {"k": k, "accuracy_drop_limits": limits, **asdict(settings)}
             problem.progress("choosing k", len(settings.candidates), len(settings.candidates))
-            return ActivationBounds(method="sigma", settings=chosen, upper=bounds.upper)
+            return replace(bounds, settings=chosen)
     raise CalibrationError(
         f"bounds of mean + {k:g} sd may still cost {limit:.3f} of clean accuracy, more than the"
         f" {problem.max_accuracy_drop:g} allowed; give more clean samples or allow more with --max-accuracy-drop"
     )
 
 
-def _bounds(moments: Mapping[str, Moments], k: float, settings: SigmaSettings) -> ActivationBounds:
-    n_late = math.ceil(settings.late_share * len(moments))
-    ks = [settings.early_factor * k] * (len(moments) - n_late) + [k] * n_late
-    upper = {
-        tensor: (m.mean + site_k * m.std).astype(np.float32)
-        for (tensor, m), site_k in zip(moments.items(), ks, strict=True)
-    }
-    return ActivationBounds(method="sigma", settings={}, upper=upper)
+def _bounds(
+    maxima: Mapping[str, Moments], minima: Mapping[str, Moments], k: float, settings: SigmaSettings
+) -> ActivationBounds:
+    n_late = math.ceil(settings.late_share * len(maxima))
+    ks = [settings.early_factor * k] * (len(maxima) - n_late) + [k] * n_late
+    k_of = dict(zip(maxima, ks, strict=True))
+    negative = {tensor: m for tensor, m in minima.items() if (m.mean < 0).any()}
+    upper = {tensor: (m.mean + k_of[tensor] * m.std).astype(np.float32) for tensor, m in maxima.items()}
+    lower = {tensor: (m.mean - k_of[tensor] * m.std).astype(np.float32) for tensor, m in negative.items()}
+    return ActivationBounds(method="sigma", settings={}, upper=upper, lower=lower)
 
 
 def _drop_limit(
