@@ -51,7 +51,13 @@ def run(
     )
     clean, triggered = (
         load_samples(
-            path, spec=manifest.input, n_classes=10, preprocessing=Preprocessing(), limit=None, seed=0, progress=silent
+            path,
+            inputs=manifest.inputs,
+            n_classes=10,
+            preprocessing=Preprocessing(),
+            limit=None,
+            seed=0,
+            progress=silent,
         )
         for path in (data / "cifar10-test.tar", source.with_name(f"cifar10-resnet18-{model}-triggered.npz"))
     )

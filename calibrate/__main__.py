@@ -98,7 +98,7 @@ def _show(options: argparse.Namespace) -> None:
 def _samples(manifest: Manifest, path: str, options: argparse.Namespace, progress: ProgressReport) -> Samples:
     samples = load_samples(
         path,
-        spec=manifest.input,
+        inputs=manifest.inputs,
         n_classes=manifest.n_classes,
         preprocessing=Preprocessing(**manifest.preprocessing),
         limit=options.limit,
@@ -130,7 +130,7 @@ def _evaluation_rows(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
 
 def _manifest_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "model", f"{manifest.model['name']}, SHA-256 {str(manifest.model['sha256'])[:16]}..."
-    yield "input", str(manifest.input)
+    yield from (("input", str(spec)) for spec in manifest.inputs)
     yield "output", f"{manifest.output}, {manifest.output_kind}"
     yield "preprocessing of images", _sentence(manifest.preprocessing)
     yield "method", f"{manifest.method['name']}: {_sentence(manifest.method['settings'])}"

@@ -5,6 +5,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from calibrate.preprocessing import ImageShape, Pixels
 from guard.errors import InputError
 from guard.types import IntArray, TensorSpec
 
-__all__ = ["Arrays", "check_pixels", "is_array_file", "load_arrays", "model_ready"]
+__all__ = ["INPUTS", "Arrays", "check_pixels", "is_array_file", "load_arrays", "model_ready"]
 
+INPUTS = "inputs"
+"""What the array of a model with one input is called; a model with several gives its own names."""
+
+_CLASSES = ("labels", "target_classes")
 _NPY, _ZIP = b"\x93NUMPY", b"PK"
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, MemoryError, SyntaxError),
@@ -30,12 +35,12 @@ class Arrays:
     """What an array file holds.
 
     Args:
-        inputs: (N, ...) of any type.
+        inputs: (N, ...) of any type, by name.
         labels: (N,) true classes, or None.
         target_classes: (N,) the classes that an attacker wants, or None.
     """
 
-    inputs: NDArray[Any]
+    inputs: Mapping[str, NDArray[Any]]
     labels: IntArray | None
     target_classes: IntArray | None
 
@@ -49,56 +54,59 @@ def is_array_file(path: Path) -> bool:
         raise InputError(f"{path} cannot be read ({error.strerror}); make it readable") from error
 
 
-def load_arrays(path: Path, *, n_classes: int) -> Arrays:
-    """Read ``inputs``, and ``labels`` and ``target_classes`` where given; pickled objects are never loaded.
+def load_arrays(path: Path, *, inputs: Sequence[TensorSpec], n_classes: int) -> Arrays:
+    """Read inputs, and ``labels`` and ``target_classes`` where given; pickled objects are never loaded.
 
     Args:
         path: An .npz, or an .npy of the inputs alone, which is mapped and not read.
+        inputs: The model's. The array for a single one is called ``inputs``; of several, each has its own name.
         n_classes: Labels and target classes lie in [0, n_classes).
 
     Raises:
-        InputError: It cannot be read, has no inputs, or its labels are no classes of the model.
+        InputError: It cannot be read, lacks an input or has one too many, or its labels are no classes of the model.
     """
+    names = [INPUTS] if len(inputs) == 1 else [spec.name for spec in inputs]
+    if reserved := [name for name in names if name in _CLASSES]:
+        raise InputError(f"the model has an input {reserved[0]!r}, which an .npz holds classes under; rename the input")
     try:
-        held = _read(path)
+        held = _read(path, {*names, *_CLASSES})
     except _UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"{path} cannot be read ({reason}); save plain arrays with numpy.savez or numpy.save"
         ) from error
-    if not isinstance(held.get("inputs"), np.ndarray):
-        names = ", ".join(map(repr, held)) or "nothing"
-        raise InputError(f"{path} holds {names}, but no array `inputs`; save one of shape (N, ...)")
-    inputs = held["inputs"]
-    if inputs.ndim == 0 or inputs.size == 0:
-        raise InputError(f"{path}: inputs of shape {inputs.shape} are empty; give N > 0 inputs")
-    labels, targets = (_classes(path, held, key, n_classes) for key in ("labels", "target_classes"))
-    return Arrays(inputs=inputs, labels=labels, target_classes=targets)
+    _check_names(path, held, names)
+    arrays = {name: held[name] for name in names}
+    n = _check_rows(path, arrays)
+    labels, targets = (_classes(path, held, key, n=n, n_classes=n_classes) for key in _CLASSES)
+    return Arrays(inputs=arrays, labels=labels, target_classes=targets)
 
 
-def model_ready(inputs: NDArray[Any], rows: IntArray, spec: TensorSpec) -> NDArray[Any]:
+def model_ready(inputs: NDArray[Any], rows: IntArray, spec: TensorSpec, *, name: str = INPUTS) -> NDArray[Any]:
     """Take these rows, in the model's own type; only floating-point types are cast to one another.
 
     Args:
         inputs: (N, ...) floats, or whatever type the model takes.
         rows: (n,) indices, in the order in which the inputs shall come back.
         spec: The model's input.
+        name: What to call the array in errors.
 
     Raises:
         InputError: Type or shape do not fit, or NaN or infinity are among the rows.
     """
     dtype = np.dtype(spec.dtype)
     if inputs.dtype.name != dtype.name and not (inputs.dtype.kind == dtype.kind == "f"):
+        images = ", or give images as uint8 (N, H, W, channels)" if name == INPUTS else ""
         raise InputError(
-            f"inputs of type {inputs.dtype} do not fit the model's input {spec}; "
-            f"convert them to {dtype} as the model expects, or give images as uint8 (N, H, W, channels)"
+            f"{name} of type {inputs.dtype} do not fit the model's input {spec}; "
+            f"convert them to {dtype} as the model expects{images}"
         )
     if not _fits(inputs.shape, spec.shape):
         hint = _hint(inputs.shape, spec)
-        raise InputError(f"inputs of shape {inputs.shape} do not fit the model's input {spec}; {hint}")
+        raise InputError(f"{name} of shape {inputs.shape} do not fit the model's input {spec}; {hint}")
     with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
         taken = inputs[rows].astype(dtype)
-    _check_finite(taken, rows)
+    _check_finite(taken, rows, name)
     return taken
 
 
@@ -121,20 +129,44 @@ def check_pixels(inputs: Pixels, shape: ImageShape) -> Pixels:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, wanted: Collection[str]) -> dict[str, Any]:
     with path.open("rb") as file:
         if file.read(len(_NPY)) == _NPY:
-            return {"inputs": np.load(path, mmap_mode="r", allow_pickle=False)}
+            return {INPUTS: np.load(path, mmap_mode="r", allow_pickle=False)}
         file.seek(0)
         with np.load(file, allow_pickle=False) as archive:
-            wanted = {"inputs", "labels", "target_classes"}
             return {key: archive[key] if key in wanted else None for key in archive}
 
 
-def _classes(path: Path, held: dict[str, Any], key: str, n_classes: int) -> IntArray | None:
+def _check_names(path: Path, held: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse a file that lacks an input, or of a model with several inputs holds one that is not the model's."""
+    if missing := [name for name in names if not isinstance(held.get(name), np.ndarray)]:
+        there = ", ".join(map(repr, held)) or "nothing"
+        each = "" if len(names) == 1 else f" for each of the model's inputs {', '.join(names)}, in an .npz"
+        raise InputError(f"{path} holds {there}, but no array `{missing[0]}`; save one of shape (N, ...){each}")
+    if len(names) > 1 and (unknown := [key for key in held if key not in {*names, *_CLASSES}]):
+        raise InputError(
+            f"{path} holds {unknown[0]!r}, which is no input of the model; it takes {', '.join(names)}: save no others"
+            f" but {' and '.join(_CLASSES)}"
+        )
+
+
+def _check_rows(path: Path, arrays: Mapping[str, NDArray[Any]]) -> int:
+    """Return N, the same of every array and more than 0."""
+    for name, array in arrays.items():
+        if array.ndim == 0 or array.size == 0:
+            raise InputError(f"{path}: {name} of shape {array.shape} are empty; give N > 0 inputs")
+    (first, n), *others = ((name, len(array)) for name, array in arrays.items())
+    for name, found in others:
+        if found != n:
+            raise InputError(f"{path}: {name} has {found} rows and {first} has {n}; give one row of each per sample")
+    return n
+
+
+def _classes(path: Path, held: Mapping[str, Any], key: str, *, n: int, n_classes: int) -> IntArray | None:
     if key not in held:
         return None
-    given, n = held[key], len(held["inputs"])
+    given = held[key]
     if not isinstance(given, np.ndarray) or given.shape != (n,):
         raise InputError(f"{path}: {key} have shape {np.shape(given)}, expected ({n},): one class per input")
     if given.dtype.kind not in "iuf":
@@ -162,12 +194,12 @@ def _hint(shape: tuple[int, ...], spec: TensorSpec) -> str:
     return "give them in the model's own shape"
 
 
-def _check_finite(taken: NDArray[Any], rows: IntArray) -> None:
+def _check_finite(taken: NDArray[Any], rows: IntArray, name: str) -> None:
     if taken.dtype.kind != "f":
         return
     bad = rows[~np.isfinite(taken.reshape(len(taken), -1)).all(axis=1)]
     if len(bad):
         raise InputError(
-            f"{len(bad)} of {len(taken)} inputs hold NaN or infinity as {taken.dtype}, "
+            f"{len(bad)} of {len(taken)} {name} hold NaN or infinity as {taken.dtype}, "
             f"the first in row {bad.min()}; repair or remove them"
         )

@@ -1,20 +1,23 @@
 """Clean inputs in: load them from images or arrays, make them model-ready, split them once."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.arrays import check_pixels, is_array_file, load_arrays, model_ready
+from calibrate.arrays import INPUTS, check_pixels, is_array_file, load_arrays, model_ready
 from calibrate.image_sets import open_images
 from calibrate.images import fit_array, read_images
 from calibrate.preprocessing import Pixels, Preprocessing, image_shape, lay_out, preprocess
 from calibrate.sites import Progress
 from guard.errors import CalibrationError, InputError
-from guard.types import IntArray, TensorSpec
+from guard.rows import each, n_rows
+from guard.types import Inputs, IntArray, TensorSpec
 
 __all__ = ["PARTS", "CalibrationSplit", "Preprocessing", "Samples", "load_samples", "part_sizes", "split_samples"]
 
@@ -25,42 +28,40 @@ of one fitted threshold strays from its target, so it gets the most."""
 _FLOATS = frozenset({"float16", "float32", "float64"})
 _INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
+Prepare = Callable[[NDArray[Any]], NDArray[Any]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
     """Inputs in random order that become model-ready when they are asked for, so that memory stays flat.
 
     Args:
-        raw: (N, H, W, channels) uint8, or (N, ...) model-ready.
+        raw: (N, H, W, channels) uint8, or (N, ...) model-ready; by name for a model with several inputs.
         labels: (N,) true classes, or None where unknown.
         target_classes: (N,) the classes that an attacker wants, or None.
-        spec: The model's input.
-        preprocessing: From raw to model-ready; None where raw is model-ready.
+        prepare: Makes rows of raw model-ready, in new memory.
         skipped: The names of images that could not be read.
     """
 
-    raw: NDArray[Any]
+    raw: Inputs
     labels: IntArray | None
     target_classes: IntArray | None
-    spec: TensorSpec
-    preprocessing: Preprocessing | None
+    prepare: Prepare
     skipped: tuple[str, ...]
 
     def __len__(self) -> int:
         """Return N."""
-        return len(self.raw)
+        return n_rows(self.raw)
 
-    def __getitem__(self, rows: slice | IntArray) -> NDArray[Any]:
+    def __getitem__(self, rows: slice | IntArray) -> Inputs:
         """Return new model-ready inputs of these rows, shape (n, ...), in the model's type."""
-        if self.preprocessing is None:
-            return self.raw[rows].astype(self.spec.dtype)
-        return preprocess(self.raw[rows], self.preprocessing, np.dtype(self.spec.dtype))
+        return each(lambda array: self.prepare(array[rows]), self.raw)
 
     def take(self, rows: IntArray) -> "Samples":
         """Return the samples of these rows, in this order."""
         return replace(
             self,
-            raw=self.raw[rows],
+            raw=each(lambda array: array[rows], self.raw),
             labels=None if self.labels is None else self.labels[rows],
             target_classes=None if self.target_classes is None else self.target_classes[rows],
         )
@@ -84,7 +85,7 @@ class CalibrationSplit:
 def load_samples(
     path: str | Path,
     *,
-    spec: TensorSpec,
+    inputs: Sequence[TensorSpec],
     n_classes: int,
     preprocessing: Preprocessing,
     limit: int | None,
@@ -95,8 +96,9 @@ def load_samples(
 
     Args:
         path: Images, whose class is the rank of their folder's name; or an .npz with ``inputs`` and, where
-            known, ``labels`` and ``target_classes``; or an .npy of inputs.
-        spec: The model's input. Fixed height and width are resized to; free ones ask for images of one size.
+            known, ``labels`` and ``target_classes``; or an .npy of inputs. For a model with several inputs, an .npz
+            with an array under the name of each, and classes as above.
+        inputs: The model's inputs. Fixed height and width are resized to; free ones ask for images of one size.
         n_classes: The model's number of classes.
         preprocessing: For images and for uint8 arrays (N, H, W[, channels]). Arrays in the model's own type
             (floats in any floating-point type) are model-ready and taken as they are. A model that takes
@@ -112,11 +114,11 @@ def load_samples(
         InputError: The source cannot be read, or does not fit the model.
     """
     source = Path(path)
-    _check_request(source, spec, limit)
+    _check_request(source, limit)
     rng = np.random.default_rng(seed)
     if source.is_dir() or not is_array_file(source):
-        return _load_images(source, spec, n_classes, preprocessing, limit, rng, progress)
-    return _load_arrays(source, spec, n_classes, preprocessing, limit, rng, progress)
+        return _load_images(source, inputs, n_classes, preprocessing, limit, rng, progress)
+    return _load_arrays(source, inputs, n_classes, preprocessing, limit, rng, progress)
 
 
 def split_samples(samples: Samples, *, fractions: tuple[float, float, float] = PARTS, seed: int) -> CalibrationSplit:
@@ -150,52 +152,59 @@ def part_sizes(n: int, fractions: tuple[float, float, float] = PARTS) -> tuple[i
 
 def _load_images(
     path: Path,
-    spec: TensorSpec,
+    inputs: Sequence[TensorSpec],
     n_classes: int,
     preprocessing: Preprocessing,
     limit: int | None,
     rng: np.random.Generator,
     progress: Progress,
 ) -> Samples:
+    if len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise InputError(f"{path} can hold images only; the model takes {names}: give an .npz with an array for each")
+    (spec,) = inputs
     shape = image_shape(spec, preprocessing.layout)
     with open_images(path, n_classes=n_classes) as images:
         rows = _draw(len(images.names), images.labels, limit, rng)
         read = read_images(images, rows, shape=shape, progress=progress)
         labels = images.labels[read.rows]
-    raw, left = _raw_images(read.pixels, spec, preprocessing)
-    return Samples(raw=raw, labels=labels, target_classes=None, spec=spec, preprocessing=left, skipped=read.skipped)
+    raw, prepare = _raw_images(read.pixels, spec, preprocessing)
+    return Samples(raw=raw, labels=labels, target_classes=None, prepare=prepare, skipped=read.skipped)
 
 
 def _load_arrays(
     path: Path,
-    spec: TensorSpec,
+    inputs: Sequence[TensorSpec],
     n_classes: int,
     preprocessing: Preprocessing,
     limit: int | None,
     rng: np.random.Generator,
     progress: Progress,
 ) -> Samples:
-    arrays = load_arrays(path, n_classes=n_classes)
-    rows = _draw(len(arrays.inputs), arrays.labels, limit, rng)
-    left: Preprocessing | None = None
-    if arrays.inputs.dtype == np.uint8 and spec.dtype in _FLOATS:
-        shape = image_shape(spec, preprocessing.layout)
-        pixels = fit_array(check_pixels(arrays.inputs, shape), rows, shape=shape, progress=progress)
-        raw, left = _raw_images(pixels, spec, preprocessing)
+    arrays = load_arrays(path, inputs=inputs, n_classes=n_classes)
+    rows = _draw(n_rows(arrays.inputs), arrays.labels, limit, rng)
+    raw: Inputs
+    prepare: Prepare = np.array
+    if len(inputs) > 1:
+        raw = {s.name: model_ready(arrays.inputs[s.name], rows, s, name=s.name) for s in inputs}
+    elif (given := arrays.inputs[INPUTS]).dtype == np.uint8 and inputs[0].dtype in _FLOATS:
+        shape = image_shape(inputs[0], preprocessing.layout)
+        pixels = fit_array(check_pixels(given, shape), rows, shape=shape, progress=progress)
+        raw, prepare = _raw_images(pixels, inputs[0], preprocessing)
     else:
-        raw = model_ready(arrays.inputs, rows, spec)
+        raw = model_ready(given, rows, inputs[0])
     labels, targets = (None if a is None else a[rows] for a in (arrays.labels, arrays.target_classes))
-    return Samples(raw=raw, labels=labels, target_classes=targets, spec=spec, preprocessing=left, skipped=())
+    return Samples(raw=raw, labels=labels, target_classes=targets, prepare=prepare, skipped=())
 
 
-def _raw_images(
-    pixels: Pixels, spec: TensorSpec, preprocessing: Preprocessing
-) -> tuple[NDArray[Any], Preprocessing | None]:
+def _raw_images(pixels: Pixels, spec: TensorSpec, preprocessing: Preprocessing) -> tuple[NDArray[Any], Prepare]:
     """Pair pixels with what is left to do to them: nothing where the model takes integers."""
+    if spec.dtype not in _FLOATS | _INTEGERS:
+        raise InputError(f"the model's input {spec} takes neither floats nor integers; export it with float32")
     if spec.dtype == "int8":
         raise InputError(f"pixels from 0 to 255 do not fit the model's input {spec}; give model-ready int8 arrays")
     if spec.dtype in _INTEGERS:
-        return lay_out(pixels, preprocessing.layout, np.dtype(spec.dtype)), None
+        return lay_out(pixels, preprocessing.layout, np.dtype(spec.dtype)), np.array
     channels = pixels.shape[3]
     for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
         if len(values) not in (1, channels):
@@ -203,7 +212,7 @@ def _raw_images(
                 f"{name} {values} has {len(values)} values, the images have {channels} channels; "
                 "give one value, or one per channel"
             )
-    return pixels, preprocessing
+    return pixels, partial(preprocess, preprocessing=preprocessing, dtype=np.dtype(spec.dtype))
 
 
 def _draw(n: int, labels: IntArray | None, limit: int | None, rng: np.random.Generator) -> IntArray:
@@ -227,10 +236,8 @@ def _quotas(sizes: IntArray, limit: int, rng: np.random.Generator) -> IntArray:
     return quotas
 
 
-def _check_request(source: Path, spec: TensorSpec, limit: int | None) -> None:
+def _check_request(source: Path, limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit} leaves no samples; give at least 1, or none for all")
     if not source.exists():
         raise InputError(f"{source} does not exist; give a folder or tar of class folders, .npz or .npy")
-    if spec.dtype not in _FLOATS | _INTEGERS:
-        raise InputError(f"the model's input {spec} takes neither floats nor integers; export it with float32")

@@ -74,7 +74,7 @@ def draft_bundle(
             "n_bytes": len(classifier.source),
         },
         files={},
-        input=classifier.input,
+        inputs=classifier.inputs,
         output=classifier.output,
         output_kind="probabilities" if is_probability else "logits",
         logits=classifier.logits if classifier.ends_in_softmax or not is_probability else None,

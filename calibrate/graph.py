@@ -34,7 +34,7 @@ class Classifier:
         source: The model file's bytes.
         has_external_data: Whether the file keeps weights in files beside it.
         model: The parsed model, external data loaded.
-        input: Its one input (N, ...).
+        inputs: Its inputs (N, ...), one or more.
         output: Its one output (N, C).
         logits: The tensor (N, C) before a trailing Softmax; else the output itself.
     """
@@ -43,7 +43,7 @@ class Classifier:
     source: bytes
     has_external_data: bool
     model: onnx.ModelProto
-    input: TensorSpec
+    inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     logits: str
 
@@ -62,7 +62,7 @@ def read_classifier(path: str | Path) -> Classifier:
     """Read a classifier and refuse what cannot be guarded.
 
     Raises:
-        InputError: No such file, not ONNX, truncated, too old, or not one input and one output (N, C) of floats.
+        InputError: No such file, not ONNX, truncated, too old, or has not one output (N, C) of floats.
         CalibrationError: The model carries bounds already.
     """
     file = Path(path)
@@ -86,7 +86,7 @@ def read_classifier(path: str | Path) -> Classifier:
         source=source,
         has_external_data=has_external_data,
         model=model,
-        input=session.input,
+        inputs=session.inputs,
         output=TensorSpec(name=output.name, dtype=output.dtype, shape=(None, output.shape[1])),
         logits=_before_softmax(model, output.name),
     )

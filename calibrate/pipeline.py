@@ -102,10 +102,10 @@ def answer(guard: Guard, samples: Samples, progress: Progress, *, stage: str) ->
 
 def _load(data: str | Path, classifier: Classifier, settings: FitSettings, progress: Progress) -> Samples:
     """Load the calibration set and refuse one that is too small."""
-    _check_preprocessing(classifier.input, settings.preprocessing)
+    _check_preprocessing(classifier.inputs, settings.preprocessing)
     samples = load_samples(
         data,
-        spec=classifier.input,
+        inputs=classifier.inputs,
         n_classes=classifier.n_classes,
         preprocessing=settings.preprocessing,
         limit=settings.limit,
@@ -135,9 +135,10 @@ def _check_settings(settings: FitSettings, methods: Mapping[str, Method]) -> Non
             raise InputError(f"there is no {name} {chosen!r}; choose one of {', '.join(known)}")
 
 
-def _check_preprocessing(spec: TensorSpec, preprocessing: Preprocessing) -> None:
+def _check_preprocessing(inputs: Sequence[TensorSpec], preprocessing: Preprocessing) -> None:
     """Refuse a mean or std of another number of channels, even where the data are model-ready: the bundle keeps it."""
-    if len(spec.shape) != 4:
+    spec = inputs[0]
+    if len(inputs) > 1 or len(spec.shape) != 4:
         return
     channels = spec.shape[1 if preprocessing.layout == "nchw" else 3]
     for name in ("mean", "std"):

@@ -6,9 +6,10 @@ from typing import Protocol
 
 import onnx
 
-from guard.types import FloatArray, IntArray
+from guard.rows import each, n_rows
+from guard.types import FloatArray, Inputs, IntArray
 
-__all__ = ["ActivationBounds", "BoundsProblem", "Progress", "Rows", "Site"]
+__all__ = ["ActivationBounds", "BoundsProblem", "Progress", "Rows", "RowsInMemory", "Site"]
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total); it draws, the caller computes."""
@@ -21,9 +22,22 @@ class Rows(Protocol):
         """Return N."""
         ...
 
-    def __getitem__(self, rows: slice) -> FloatArray:
-        """Return the model-ready inputs of these rows, shape (n, ...)."""
+    def __getitem__(self, rows: slice) -> Inputs:
+        """Return the model-ready inputs of these rows: (n, ...), or arrays by name for a model with several inputs."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsInMemory:
+    """Rows that are made already."""
+
+    inputs: Inputs
+
+    def __len__(self) -> int:
+        return n_rows(self.inputs)
+
+    def __getitem__(self, rows: slice) -> Inputs:
+        return each(lambda array: array[rows], self.inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

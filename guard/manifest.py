@@ -55,7 +55,7 @@ class Manifest:
         format_version: FORMAT_VERSION of the writer.
         model: ``name``, ``sha256`` and ``n_bytes`` of the model file that was guarded.
         files: Every other file of the bundle by name.
-        input: The original's input.
+        inputs: The original's inputs, one or more.
         output: The original's output (N, C).
         output_kind: Whether that output holds logits or probabilities.
         logits: The graph output of both models that holds logits; None: the logarithm of the probabilities is taken.
@@ -74,7 +74,7 @@ class Manifest:
     format_version: int
     model: Mapping[str, Any]
     files: Mapping[str, FileDigest]
-    input: TensorSpec
+    inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     output_kind: OutputKind
     logits: str | None
@@ -167,7 +167,7 @@ def _from_json(raw: Mapping[str, Any]) -> Manifest:
         **{
             **raw,
             "files": {name: FileDigest(**digest) for name, digest in raw["files"].items()},
-            "input": _spec(raw["input"]),
+            "inputs": tuple(map(_spec, raw["inputs"])),
             "output": _spec(raw["output"]),
             "thresholds": {name: Threshold(**threshold) for name, threshold in raw["thresholds"].items()},
         }
@@ -176,6 +176,12 @@ def _from_json(raw: Mapping[str, Any]) -> Manifest:
 
 def _spec(raw: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(name=raw["name"], dtype=raw["dtype"], shape=tuple(raw["shape"]))
+
+
+def _are_inputs(value: Any) -> bool:
+    if not isinstance(value, list) or not value or not all(map(_is_input, value)):
+        return False
+    return len({spec["name"] for spec in value}) == len(value)
 
 
 _UPPER: Mapping[str, Check] = {
@@ -193,6 +199,7 @@ _LOWER: Mapping[str, Check] = {
     "greatest_lower_bound": is_finite,
 }
 _is_one_sided, _is_two_sided = is_record(**_UPPER), is_record(**_UPPER, **_LOWER)
+_is_input = is_record(name=is_text, dtype=is_one_of(_DTYPES), shape=is_shape)
 _is_threshold = is_record(value=is_finite, target_fpr=is_rate, n=lambda n: is_count(n) and n > 0)
 
 _EXPECTED: Mapping[str, tuple[Check, str]] = {
@@ -201,9 +208,9 @@ _EXPECTED: Mapping[str, tuple[Check, str]] = {
         "an object with name, sha256 and n_bytes",
     ),
     "files": (is_map(is_record(sha256=is_sha256, n_bytes=is_count)), "an object of sha256 and n_bytes by name"),
-    "input": (
-        is_record(name=is_text, dtype=is_one_of(_DTYPES), shape=is_shape),
-        "an object with name, dtype (numeric) and shape (N, ...)",
+    "inputs": (
+        _are_inputs,
+        "a list of one object or more, each with a name of its own, a dtype (numeric) and a shape (N, ...)",
     ),
     "output": (
         is_record(name=is_text, dtype=is_one_of(_FLOATS), shape=is_classes),

@@ -1,7 +1,7 @@
 """A model that runs: the protocol the guard relies on, and its one implementation on onnxruntime."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +9,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from guard.errors import InputError, ModelError
-from guard.types import TensorSpec
+from guard.rows import n_rows
+from guard.types import Inputs, TensorSpec
 
 __all__ = ["CPU", "CUDA", "Model", "OrtModel", "check_inputs"]
 
@@ -25,24 +26,26 @@ _DTYPES = {
 }
 _ERROR_LEVEL = 3
 
+_ByName = Mapping[str, NDArray[np.generic]]
+
 
 class Model(Protocol):
-    """One input in, named tensors out."""
+    """Rows in, named tensors out."""
 
     @property
-    def input(self) -> TensorSpec:
-        """The one input; axis 0 is N and always free."""
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs; axis 0 of each is N and always free."""
         ...
 
-    def run(self, inputs: NDArray[np.generic], names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
+    def run(self, inputs: Inputs, names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
         """Return the named outputs for these inputs, row for row.
 
         Args:
-            inputs: (N, ...) as the input's spec says.
+            inputs: (N, ...) as the specs say: by name, or one array for a model with one input.
             names: Names of graph outputs.
 
         Raises:
-            InputError: The inputs do not fit the spec.
+            InputError: The inputs do not fit the specs.
             ModelError: The run failed.
         """
         ...
@@ -58,47 +61,44 @@ class OrtModel:
         provider: The execution provider; the CPU also serves what a GPU provider lacks.
 
     Raises:
-        ModelError: onnxruntime refuses the model or the provider.
+        ModelError: onnxruntime refuses the model or the provider, or the model's inputs cannot share one batch axis.
     """
 
     def __init__(self, model: bytes, *, label: str, threads: int | None = None, provider: str = CPU) -> None:
         self._label = label
         self._session = _open_session(model, label, threads or _usable_cores(), provider)
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            names = ", ".join(i.name for i in inputs)
-            raise ModelError(f"the {label} model has {len(inputs)} inputs ({names}); a guarded model has one")
-        spec = _spec(inputs[0])
-        self._batch = spec.shape[0] if spec.shape else None
-        self._input = TensorSpec(name=spec.name, dtype=spec.dtype, shape=(None, *spec.shape[1:]))
+        declared = tuple(_spec(i) for i in self._session.get_inputs())
+        self._batch = _common_batch(declared, label)
+        self._inputs = tuple(spec.with_free_batch() for spec in declared)
         self._outputs = tuple(_spec(o) for o in self._session.get_outputs())
 
     @property
-    def input(self) -> TensorSpec:
-        """The one input. A fixed batch axis is shown as free: runs are cut and padded to fit it."""
-        return self._input
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs. A fixed batch axis is shown as free: runs are cut and padded to fit it."""
+        return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph's outputs as it declares them."""
         return self._outputs
 
-    def run(self, inputs: NDArray[np.generic], names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
+    def run(self, inputs: Inputs, names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
         """Return the named outputs for these inputs, row for row (see Model.run)."""
-        check_inputs(inputs, self._input)
+        arrays = check_inputs(inputs, self._inputs)
         if self._batch is None:
-            return self._run(inputs, names)
+            return self._run(arrays, names)
         batch = self._batch
-        pieces = [self._run_padded(inputs[i : i + batch], batch, names) for i in range(0, len(inputs), batch)]
+        pieces = [
+            self._run_padded({name: array[i : i + batch] for name, array in arrays.items()}, batch, names)
+            for i in range(0, n_rows(arrays), batch)
+        ]
         return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
 
-    def _run_padded(
-        self, inputs: NDArray[np.generic], batch: int, names: Sequence[str]
-    ) -> tuple[NDArray[np.generic], ...]:
+    def _run_padded(self, arrays: _ByName, batch: int, names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
         """Run up to a batch of rows as a whole one, and drop what the padding answers."""
-        n_rows = len(inputs)
-        padding = np.repeat(inputs[-1:], batch - n_rows, axis=0)
-        outputs = self._run(np.concatenate([inputs, padding]), names)
+        n = n_rows(arrays)
+        padded = {name: np.concatenate([a, np.repeat(a[-1:], batch - n, axis=0)]) for name, a in arrays.items()}
+        outputs = self._run(padded, names)
         for name, output in zip(names, outputs, strict=True):
             if not output.ndim or len(output) % batch:
                 raise ModelError(
@@ -106,21 +106,53 @@ class OrtModel:
                     f" {batch}; export the model with a free batch axis"
                 )
         # A first axis that joins N with others, such as N * windows, is cut in proportion.
-        return tuple(output[: len(output) * n_rows // batch] for output in outputs)
+        return tuple(output[: len(output) * n // batch] for output in outputs)
 
-    def _run(self, inputs: NDArray[np.generic], names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
+    def _run(self, arrays: _ByName, names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
         try:
-            return tuple(self._session.run(list(names), {self._input.name: inputs}))
+            return tuple(self._session.run(list(names), arrays))
         except _ORT_ERRORS as error:
             raise ModelError(f"the {self._label} model failed to run: {_first_line(error)}") from error
 
 
-def check_inputs(inputs: NDArray[np.generic], spec: TensorSpec) -> None:
-    """Refuse inputs that are not what the spec says.
+def check_inputs(inputs: Inputs, specs: Sequence[TensorSpec]) -> _ByName:
+    """Return inputs by name, and refuse what is not as the specs say.
+
+    Args:
+        inputs: Arrays by name, or one array for a model with one input.
+        specs: The model's inputs.
 
     Raises:
-        InputError: Wrong dtype or shape, no rows, NaN or infinity.
+        InputError: An input is missing or unknown; wrong dtype or shape, no rows, NaN or infinity; or another N.
     """
+    arrays = _by_name(inputs, specs)
+    for spec in specs:
+        _check_input(arrays[spec.name], spec)
+    first, *others = arrays
+    for name in others:
+        if len(arrays[name]) != len(arrays[first]):
+            raise InputError(
+                f"input {name} has {len(arrays[name])} rows and input {first} has {len(arrays[first])};"
+                " every input takes one row per sample"
+            )
+    return arrays
+
+
+def _by_name(inputs: Inputs, specs: Sequence[TensorSpec]) -> _ByName:
+    """Return the inputs in the model's own order."""
+    taken = f"the model takes {', '.join(spec.name for spec in specs)}"
+    if not isinstance(inputs, Mapping):
+        if len(specs) != 1:
+            raise InputError(f"one array was given; {taken}: give a mapping with an array for each")
+        return {specs[0].name: inputs}
+    if missing := [spec.name for spec in specs if spec.name not in inputs]:
+        raise InputError(f"input {missing[0]!r} is missing; {taken}")
+    if unknown := [name for name in inputs if name not in {spec.name for spec in specs}]:
+        raise InputError(f"input {unknown[0]!r} is unknown; {taken}")
+    return {spec.name: inputs[spec.name] for spec in specs}
+
+
+def _check_input(inputs: NDArray[np.generic], spec: TensorSpec) -> None:
     if inputs.dtype != np.dtype(spec.dtype):
         raise InputError(f"input {spec.name} has dtype {inputs.dtype}; the model takes {spec.dtype}")
     fits = inputs.ndim == len(spec.shape) and all(
@@ -161,6 +193,18 @@ def _open_session(model: bytes, label: str, threads: int, provider: str) -> ort.
             " install the provider's libraries, or choose the CPU"
         )
     return session
+
+
+def _common_batch(inputs: Sequence[TensorSpec], label: str) -> int | None:
+    """Return the fixed N that the inputs declare, None where it is free."""
+    fixed = {spec.shape[0] for spec in inputs if spec.shape} - {None}
+    if not inputs or len(fixed) > 1:
+        taken = "; ".join(map(str, inputs)) or "none"
+        raise ModelError(
+            f"the {label} model's inputs are {taken}; a guarded model has one or more, whose axis 0 is the batch and"
+            " of one size: export it with a free batch axis"
+        )
+    return next(iter(fixed), None)
 
 
 def _usable_cores() -> int:

@@ -12,12 +12,11 @@ from guard.conformal import exceeds, p_values
 from guard.errors import BundleError, InputError, ModelError
 from guard.manifest import Manifest
 from guard.model import CPU, Model, OrtModel, check_inputs
+from guard.rows import n_rows
 from guard.scores import SCORES, correct, divergence, logits_from_probabilities, predicted_class
-from guard.types import Answers, BoolArray, FloatArray, ModelRun, Verdict
+from guard.types import Answers, BoolArray, FloatArray, Inputs, ModelRun, Verdict
 
 __all__ = ["Guard"]
-
-Inputs = NDArray[np.generic]
 
 
 class Guard:
@@ -72,7 +71,8 @@ class Guard:
         """Run both models and judge every row.
 
         Args:
-            inputs: (N, ...) as manifest.input says.
+            inputs: As manifest.inputs says: one array (N, ...) for a model with one input, for any model a mapping
+                from input names to arrays of one N.
 
         Raises:
             InputError: The inputs do not fit, or hold NaN or infinity.
@@ -84,9 +84,9 @@ class Guard:
         """Guard an endpoint that keeps computing the original's outputs itself.
 
         Args:
-            predict: Maps inputs (N, ...) to the original's outputs (N, C), in the terms of manifest.output_kind. Where
-                these are probabilities, margins past their precision (103 nats in float32, 16 in float16) are seen as
-                that large.
+            predict: Maps inputs, as they were given, to the original's outputs (N, C), in the terms of
+                manifest.output_kind. Where these are probabilities, margins past their precision (103 nats in float32,
+                16 in float16) are seen as that large.
 
         Returns:
             A function from inputs to a verdict, which raises what calling the guard raises, and InputError where
@@ -94,9 +94,9 @@ class Guard:
         """
 
         def guarded(inputs: Inputs) -> Verdict:
-            check_inputs(inputs, self._manifest.input)
+            check_inputs(inputs, self._manifest.inputs)
             outputs = np.asarray(predict(inputs))
-            if problem := _misfit(outputs, (len(inputs), self._manifest.n_classes)):
+            if problem := _misfit(outputs, (n_rows(inputs), self._manifest.n_classes)):
                 raise InputError(f"the original's outputs, as predict gives them, are {problem}")
             original = Answers(outputs=outputs, logits=self._logits_of(outputs))
             return self.decide(ModelRun(original=original, bounded=self.run_bounded(inputs)))
@@ -117,7 +117,7 @@ class Guard:
         unusable = ~(_is_answer(answers.outputs) & _is_answer(answers.logits))
         if unusable.any():
             raise ModelError(
-                f"the bounded model answers {unusable.sum()} of {len(inputs)} rows with NaN or infinity, the first is"
+                f"the bounded model answers {unusable.sum()} of {len(unusable)} rows with NaN or infinity, the first is"
                 f" row {unusable.argmax()}; nothing can be let through on that"
             )
         return answers
@@ -147,7 +147,7 @@ class Guard:
         names = [name] if logits in (None, name) else [name, str(logits)]
         found = model.run(inputs, names)
         for tensor, values in zip(names, found, strict=True):
-            if problem := _misfit(values, (len(inputs), self._manifest.n_classes)):
+            if problem := _misfit(values, (n_rows(inputs), self._manifest.n_classes)):
                 raise ModelError(f"a model answers with {tensor} {problem}; fit the bundle again")
         outputs = cast("FloatArray", found[0])
         raw = self._logits_of(outputs) if len(found) == 1 else found[1].astype(np.float64)
@@ -172,9 +172,12 @@ def _is_answer(values: FloatArray) -> BoolArray:
 
 def _check_models(manifest: Manifest, *models: Model) -> None:
     for model in models:
-        taken, stated = model.input, manifest.input
-        if (taken.name, taken.dtype, taken.shape[1:]) != (stated.name, stated.dtype, stated.shape[1:]):
-            raise BundleError(f"the manifest's input is {stated}, but a model takes {taken}; fit the bundle again")
+        taken, stated = ([spec.with_free_batch() for spec in specs] for specs in (model.inputs, manifest.inputs))
+        if taken != stated:
+            raise BundleError(
+                f"the manifest's inputs are {'; '.join(map(str, stated))}, but a model takes"
+                f" {'; '.join(map(str, taken))}; fit the bundle again"
+            )
 
 
 def _check_outputs(manifest: Manifest, **models: OrtModel) -> None:

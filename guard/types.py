@@ -5,16 +5,19 @@ Axis letters, used in every docstring of the project:
     K  channels of one activation    H, W  height and width
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Answers", "BoolArray", "FloatArray", "IntArray", "ModelRun", "TensorSpec", "Threshold", "Verdict"]
+__all__ = ["Answers", "BoolArray", "FloatArray", "Inputs", "IntArray", "ModelRun", "TensorSpec", "Threshold", "Verdict"]
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+Inputs = NDArray[np.generic] | Mapping[str, NDArray[np.generic]]
+"""A model's inputs: one array (N, ...) for a model with one input, and arrays by input name, of one N, for any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,10 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+
+    def with_free_batch(self) -> "TensorSpec":
+        """Return the same with N free."""
+        return replace(self, shape=(None, *self.shape[1:]))
 
     def __str__(self) -> str:
         axes = ", ".join("?" if n is None else str(n) for n in self.shape)

@@ -33,7 +33,7 @@ def output_specs(manifest: Manifest, *, on_flag: OnFlag, expose_scores: bool) ->
         guards[P_VALUE] = "float32"
     if manifest.output.name in guards:
         raise BundleError(f"the model's output is named {manifest.output.name}, which the guard adds; rename it")
-    own = TensorSpec(name=manifest.output.name, dtype=manifest.output.dtype, shape=(None, *manifest.output.shape[1:]))
+    own = manifest.output.with_free_batch()
     if on_flag is OnFlag.SHADOW:
         return (own,)
     return (own, *(TensorSpec(name=name, dtype=dtype, shape=(None,)) for name, dtype in guards.items()))

@@ -1,4 +1,4 @@
-"""One guarded model as it is served: a request's array in, the tensors that a client may see out. Knows no protobuf."""
+"""One guarded model as it is served: a request's arrays in, the tensors a client may see out. Knows no protobuf."""
 
 import logging
 import time
@@ -25,6 +25,8 @@ VERSION = "1"
 
 _logger = logging.getLogger(__name__)
 
+Arrays = Mapping[str, NDArray[Any]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
@@ -35,11 +37,11 @@ class Served:
         n_rows: Rows of the request.
         n_flagged: Flagged rows; None in shadow mode, where nobody is to know.
         queue_s: Seconds the request waited for its turn.
-        decode_s: Seconds its inputs took to become an array.
+        decode_s: Seconds its inputs took to become arrays.
         compute_s: Seconds both models and the decision took.
     """
 
-    tensors: Mapping[str, NDArray[Any]]
+    tensors: Arrays
     n_rows: int
     n_flagged: int | None
     queue_s: float
@@ -67,13 +69,7 @@ class Endpoint:
         self, guard: Guard, config: ServerConfig, *, metrics: Metrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.name = config.model_name or str(guard.manifest.model.get("name") or "model")
-        self.inputs: tuple[TensorSpec, ...] = (
-            TensorSpec(
-                name=guard.manifest.input.name,
-                dtype=guard.manifest.input.dtype,
-                shape=(None, *guard.manifest.input.shape[1:]),
-            ),
-        )
+        self.inputs: tuple[TensorSpec, ...] = tuple(spec.with_free_batch() for spec in guard.manifest.inputs)
         self.outputs = output_specs(guard.manifest, on_flag=config.on_flag, expose_scores=config.expose_scores)
         self.max_rows = config.limits.max_rows
         self._guard = guard
@@ -86,12 +82,12 @@ class Endpoint:
             max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_in_flight, self.name)
         )
 
-    async def infer(self, decode: Callable[[], NDArray[Any]], *, deadline: float | None = None) -> Served:
+    async def infer(self, decode: Callable[[], Arrays], *, deadline: float | None = None) -> Served:
         """Answer one request.
 
         Args:
-            decode: Returns the inputs (N, ...) as the model takes them, or raises; called in a worker thread once it
-                is the request's turn, so that long requests hold up nobody and count as in flight.
+            decode: Returns the inputs (N, ...) by name as the model takes them, or raises; called in a worker thread
+                once it is the request's turn, so that long requests hold up nobody and count as in flight.
             deadline: On the clock; a request whose turn comes later is not run.
 
         Raises:
@@ -103,11 +99,11 @@ class Endpoint:
         """
         return await self.runner.run(partial(self._serve, decode, self._clock()), deadline=deadline)
 
-    def _serve(self, decode: Callable[[], NDArray[Any]], submitted: float) -> Served:
+    def _serve(self, decode: Callable[[], Arrays], submitted: float) -> Served:
         started = self._clock()
         self._metrics.observe_stage(self.name, "queue", started - submitted)
         inputs = decode()
-        n_rows = inputs.shape[0] if inputs.ndim else 0
+        n_rows = max(array.shape[0] if array.ndim else 0 for array in inputs.values())
         if n_rows > self.max_rows:
             raise InputError(f"the request has {n_rows} rows and the limit is {self.max_rows}; send fewer at a time")
         decoded = self._clock()
@@ -124,7 +120,7 @@ class Endpoint:
             compute_s=self._clock() - decoded,
         )
 
-    def _in_the_open(self, inputs: NDArray[Any], original: Answers) -> tuple[Mapping[str, NDArray[Any]], int | None]:
+    def _in_the_open(self, inputs: Arrays, original: Answers) -> tuple[Arrays, int | None]:
         verdict = self._judge(inputs, original)
         tensors = guard_tensors(
             original,
@@ -135,7 +131,7 @@ class Endpoint:
         )
         return tensors, int(verdict.flagged.sum())
 
-    def _in_shadow(self, inputs: NDArray[Any], original: Answers) -> tuple[Mapping[str, NDArray[Any]], int | None]:
+    def _in_shadow(self, inputs: Arrays, original: Answers) -> tuple[Arrays, int | None]:
         try:
             self._judge(inputs, original)
         except Exception:
@@ -143,7 +139,7 @@ class Endpoint:
             _logger.exception("model %s: the guard failed in shadow mode", self.name)
         return {self.outputs[0].name: original.outputs}, None
 
-    def _judge(self, inputs: NDArray[Any], original: Answers) -> Verdict:
+    def _judge(self, inputs: Arrays, original: Answers) -> Verdict:
         with self._stage("bounded"):
             bounded = self._guard.run_bounded(inputs)
         with self._stage("decide"):

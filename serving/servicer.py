@@ -2,15 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import Message
-from numpy.typing import NDArray
 
-from guard.types import TensorSpec
 from serving._pb import open_inference_pb2 as pb
 from serving.codec import add_outputs, decode_inputs, model_config, model_metadata, requested_outputs
 from serving.endpoint import VERSION, Endpoint, Served
@@ -157,7 +155,7 @@ class Servicer:
         self, request: pb.ModelInferRequest, deadline: float | None, started: float
     ) -> pb.ModelInferResponse:
         names = requested_outputs(request, [spec.name for spec in self._endpoint.outputs])
-        served = await self._endpoint.infer(partial(_inputs, request, self._endpoint.inputs), deadline=deadline)
+        served = await self._endpoint.infer(partial(decode_inputs, request, self._endpoint.inputs), deadline=deadline)
         encoding = self._clock()
         response = _response(request, self._endpoint.name, names, served)
         ended = self._clock()
@@ -194,11 +192,6 @@ def _at_once(method: Callable[[Any], Message]) -> Callable[[Any, float | None], 
         return method(request)
 
     return answer
-
-
-def _inputs(request: pb.ModelInferRequest, expected: Sequence[TensorSpec]) -> NDArray[Any]:
-    (inputs,) = decode_inputs(request, expected).values()
-    return inputs
 
 
 def _response(

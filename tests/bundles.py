@@ -55,7 +55,7 @@ def manifest(*, name: str = "tiny", dtype: str = "float32") -> Manifest:
         format_version=FORMAT_VERSION,
         model={"name": name, "sha256": "0" * 64, "n_bytes": 1},
         files={},
-        input=TensorSpec(name="x", dtype=dtype, shape=(None, 3)),
+        inputs=(TensorSpec(name="x", dtype=dtype, shape=(None, 3)),),
         output=TensorSpec(name="y", dtype=dtype, shape=(None, 3)),
         output_kind="logits",
         logits="y",

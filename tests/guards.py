@@ -23,7 +23,7 @@ def guard_of(original=None, bounded=None, **changes):
 class NumpyModel:
     """A model that is a function of its inputs (N, 3), the same for every output asked for."""
 
-    input = TensorSpec(name="x", dtype="float32", shape=(None, 3))
+    inputs = (TensorSpec(name="x", dtype="float32", shape=(None, 3)),)
 
     def __init__(self, function):
         self.function = function

@@ -20,7 +20,7 @@ def spec_of(*shape, dtype="float32"):
 def load(path, *, spec=None, n_classes=3, preprocessing=PLAIN, limit=None, seed=0, progress=None):
     return load_samples(
         path,
-        spec=spec or spec_of(3, 4, 5),
+        inputs=[spec or spec_of(3, 4, 5)],
         n_classes=n_classes,
         preprocessing=preprocessing,
         limit=limit,

@@ -30,7 +30,7 @@ TIMEOUT_S = 20
 class GatedModel:
     """The tiny model in numpy, y = min(relu(x), cap), whose runs wait until they are let through."""
 
-    input = TensorSpec(name="x", dtype="float32", shape=(None, 3))
+    inputs = (TensorSpec(name="x", dtype="float32", shape=(None, 3)),)
 
     def __init__(self, *, cap=np.inf, error=None):
         self.cap, self.error = cap, error
@@ -39,13 +39,13 @@ class GatedModel:
         self.open.set()
 
     def run(self, inputs, names):
-        check_inputs(inputs, self.input)
+        rows = check_inputs(inputs, self.inputs)["x"]
         self.started.release()
         assert self.open.wait(TIMEOUT_S)
         if self.error:
             raise self.error
-        self.rows_run.append(len(inputs))
-        return tuple(np.clip(inputs, 0, self.cap) for _ in names)
+        self.rows_run.append(len(rows))
+        return tuple(np.clip(rows, 0, self.cap) for _ in names)
 
 
 def tiny_guard(original=None, bounded=None) -> Guard:

@@ -4,10 +4,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from texts import text_classifier, texts, votes
 from unit_problems import two_classes, with_fixed_batch
 
 from calibrate.bounds.clipped_classifier import ClippedClassifier, LabelledInputs
-from calibrate.sites import BoundsProblem
+from calibrate.sites import BoundsProblem, Site
+
+SITE = Site(tensor="hidden", function="Relu", shape=(None, 3), channel_axis=1)
 
 
 def _clipped(problem: BoundsProblem, upper: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -67,3 +70,13 @@ def test_any_number_of_inputs_gives_as_many_logits_at_a_fixed_batch():
     ]
     assert logits[1].shape == (9, 2)
     torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [4, "N"])
+def test_several_inputs_are_clipped_by_name(batch):
+    inputs = texts(9, triggered=True)
+    classifier = ClippedClassifier(text_classifier(ids_batch=batch), "logits", [SITE], batch_size=2)
+    data = LabelledInputs.of(inputs, np.zeros(9, dtype=np.int64))
+    assert classifier.logits(data.inputs, {}).tolist() == votes(inputs).tolist()
+    assert classifier.logits(data.inputs, {"hidden": torch.tensor(2.0)}).tolist() == votes(inputs).clip(max=2).tolist()
+    assert classifier.accuracy(data, {}) == 1

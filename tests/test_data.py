@@ -129,7 +129,7 @@ def test_the_parts_of_a_split_are_disjoint_and_cover_everything(n, fractions, se
 
 def samples_of(n):
     raw = np.arange(n, dtype=np.float32)[:, None]
-    return Samples(raw=raw, labels=None, target_classes=None, spec=spec_of(1), preprocessing=None, skipped=())
+    return Samples(raw=raw, labels=None, target_classes=None, prepare=np.array, skipped=())
 
 
 def test_a_split_is_random_and_repeatable():

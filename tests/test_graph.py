@@ -58,7 +58,7 @@ def test_a_classifier_is_read_as_it_is(tmp_path):
     classifier = read_classifier(_save(tmp_path, model, "wide resnet.onnx"))
     assert classifier.name == "wide resnet"
     assert classifier.source == model.SerializeToString()
-    assert classifier.input == TensorSpec(name="x", dtype="float32", shape=(None, 3))
+    assert classifier.inputs == (TensorSpec(name="x", dtype="float32", shape=(None, 3)),)
     assert classifier.output == TensorSpec(name="y", dtype="float32", shape=(None, 3))
     assert (classifier.logits, classifier.n_classes, classifier.has_external_data) == ("y", 3, False)
 
@@ -128,10 +128,13 @@ def test_two_outputs_are_refused_by_name(tmp_path):
     assert "2 outputs (y, relu)" in _refusal(_save(tmp_path, model))
 
 
-def test_two_inputs_are_refused_by_name(tmp_path):
+def test_two_inputs_are_read_in_their_order(tmp_path):
     model = model_of(node("Add", ["x", "z"], ["y"]))
-    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 3]))
-    assert "2 inputs (x, z)" in _refusal(_save(tmp_path, model))
+    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 3]))
+    assert [(i.name, i.shape) for i in read_classifier(_save(tmp_path, model)).inputs] == [
+        ("x", (None, 3)),
+        ("z", (None, 3)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -167,18 +170,18 @@ def test_an_operator_that_nobody_knows_is_refused(tmp_path):
 def test_the_input_may_have_any_name(tmp_path, name):
     model = _relu()
     model.graph.input[0].name = model.graph.node[0].input[0] = name
-    assert read_classifier(_save(tmp_path, model)).input.name == name
+    assert read_classifier(_save(tmp_path, model)).inputs[0].name == name
 
 
 def test_a_fixed_batch_reads_as_a_free_one(tmp_path):
     classifier = read_classifier(_save(tmp_path, _relu(x=(4, 3), y=(4, 3))))
-    assert classifier.input.shape == classifier.output.shape == (None, 3)
+    assert classifier.inputs[0].shape == classifier.output.shape == (None, 3)
     assert find_sites(classifier.model)[0].shape == (None, 3)
 
 
 def test_a_float16_classifier_is_read(tmp_path):
     classifier = read_classifier(_save(tmp_path, _relu(dtype=TensorProto.FLOAT16)))
-    assert (classifier.input.dtype, classifier.output.dtype) == ("float16", "float16")
+    assert (classifier.inputs[0].dtype, classifier.output.dtype) == ("float16", "float16")
 
 
 @pytest.mark.parametrize("operator", ["Gelu", "QuickGelu"])

@@ -53,18 +53,18 @@ def test_any_number_of_rows_runs_whatever_the_batch_axis_is(batch, n):
 def test_every_floating_type_runs_in_its_own(name, batch):
     model = opened(doubling(batch, dtype=TYPES[name]))
     (y,) = model.run(rows(3, name), ["y"])
-    assert (model.input.dtype, model.outputs[0].dtype, y.dtype) == (name, name, np.dtype(name))
+    assert (model.inputs[0].dtype, model.outputs[0].dtype, y.dtype) == (name, name, np.dtype(name))
     assert y.tolist() == (2 * rows(3)).tolist()
 
 
 @pytest.mark.parametrize("batch", [4, "N"])
 def test_a_batch_axis_is_shown_as_free(batch):
-    assert opened(doubling(batch)).input == SPEC
+    assert opened(doubling(batch)).inputs == (SPEC,)
 
 
 def test_axes_with_a_name_are_free_and_others_are_not():
     model = opened(doubling("N", axes=(3, "H", "W")))
-    assert model.input.shape == (None, 3, None, None)
+    assert model.inputs[0].shape == (None, 3, None, None)
     assert opened(doubling(2)).outputs == (TensorSpec(name="y", dtype="float32", shape=(2, 3)),)
 
 
@@ -142,16 +142,43 @@ def test_inputs_that_do_not_fit_are_refused_by_name(inputs, message):
 
 def test_free_axes_take_any_length_but_none():
     spec = TensorSpec(name="x", dtype="int64", shape=(None, 3, None))
-    check_inputs(np.zeros((2, 3, 7), dtype=np.int64), spec)
+    check_inputs(np.zeros((2, 3, 7), dtype=np.int64), [spec])
     with pytest.raises(InputError, match="no values"):
-        check_inputs(np.zeros((2, 3, 0), dtype=np.int64), spec)
+        check_inputs(np.zeros((2, 3, 0), dtype=np.int64), [spec])
 
 
-def test_a_model_with_two_inputs_is_refused():
-    both = {"a": (FLOAT, ["N", 3]), "b": (FLOAT, ["N", 3])}
-    model = onnx_model([helper.make_node("Add", ["a", "b"], ["y"])], inputs=both, outputs={"y": (FLOAT, ["N", 3])})
-    with pytest.raises(ModelError, match=r"the tiny model has 2 inputs \(a, b\); a guarded model has one"):
-        opened(model)
+def adding(a_batch, b_batch, *, sums=False):
+    """Return y = a + b, or y = a + the sum of all b."""
+    both = {"a": (FLOAT, [a_batch, 3]), "b": (FLOAT, [b_batch, 3])}
+    nodes = [
+        helper.make_node("ReduceSum" if sums else "Identity", ["b"], ["c"]),
+        helper.make_node("Add", ["a", "c"], ["y"]),
+    ]
+    return onnx_model(nodes, inputs=both, outputs={"y": (FLOAT, ["N", 3])})
+
+
+@pytest.mark.parametrize("batches", [("N", "N"), (2, 2), (4, "N"), ("N", 4)])
+@pytest.mark.parametrize("n", [1, 4, 5])
+def test_several_inputs_run_by_name_whatever_the_batch_axes_are(batches, n):
+    model = opened(adding(*batches))
+    assert [spec.name for spec in model.inputs] == ["a", "b"]
+    (y,) = model.run({"b": rows(n), "a": 2 * rows(n)}, ["y"])
+    assert y.tolist() == (3 * rows(n)).tolist()
+
+
+def test_a_single_input_may_come_by_name_too():
+    assert opened(doubling()).run({"x": rows(2)}, ["y"])[0].tolist() == (2 * rows(2)).tolist()
+
+
+def test_inputs_of_two_batch_sizes_are_refused():
+    with pytest.raises(ModelError, match=r"tiny model's inputs are a: float32 \(2, 3\); b: float32 \(4, 3\)"):
+        opened(adding(2, 4, sums=True))
+
+
+def test_a_model_without_inputs_is_refused():
+    constant = helper.make_node("Constant", [], ["y"], value=helper.make_tensor("c", FLOAT, [1, 3], [1, 2, 3]))
+    with pytest.raises(ModelError, match="tiny model's inputs are none; a guarded model has one or more"):
+        opened(onnx_model([constant], inputs={}, outputs={"y": (FLOAT, [1, 3])}))
 
 
 def test_a_model_of_texts_is_refused():

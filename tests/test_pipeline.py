@@ -29,7 +29,7 @@ def _silent(stage, done, total):
 def _samples(guard: Guard, path: Path) -> Samples:
     return load_samples(
         path,
-        spec=guard.manifest.input,
+        inputs=guard.manifest.inputs,
         n_classes=10,
         preprocessing=Preprocessing(),
         limit=5000,
@@ -130,7 +130,7 @@ def test_probabilities_without_a_softmax_node_are_told_by_their_values(digits, d
 def test_a_fixed_batch_changes_no_flag(digits, digits_bundle, tmp_path, batch):
     model = digits.export_to(tmp_path / "fixed.onnx", digits.network, batch=batch)
     bundle = fit(model, digits.clean, tmp_path / "bundle")
-    assert load_bundle(bundle).manifest.input.shape == (None, 1, 8, 8)
+    assert load_bundle(bundle).manifest.inputs[0].shape == (None, 1, 8, 8)
     np.testing.assert_array_equal(_flags(bundle, digits), _flags(digits_bundle, digits))
 
 
@@ -138,7 +138,7 @@ def test_a_float16_twin_is_guarded_as_well(digits, digits_bundle, tmp_path):
     half = copy.deepcopy(digits.network).half()
     model = digits.export_to(tmp_path / "half.onnx", half, dtype=torch.float16)
     bundle = fit(model, digits.clean, tmp_path / "bundle")
-    assert load_bundle(bundle).manifest.input.dtype == "float16"
+    assert load_bundle(bundle).manifest.inputs[0].dtype == "float16"
     same = _flags(bundle, digits, dtype=np.float16) == _flags(digits_bundle, digits)
     assert same.mean() > 0.97
 

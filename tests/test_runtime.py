@@ -82,7 +82,8 @@ def test_each_threshold_cuts_for_itself():
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_answers_keep_the_type_of_the_model(dtype):
     kind = {"float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE}[dtype]
-    ends = {end: TensorSpec(name=name, dtype=dtype, shape=(None, 3)) for end, name in (("input", "x"), ("output", "y"))}
+    x, y = (TensorSpec(name=name, dtype=dtype, shape=(None, 3)) for name in "xy")
+    ends = {"inputs": (x,), "output": y}
     verdict = guard_of(original_model(kind), bounded_model(kind), **ends)(TRIGGERED.astype(dtype))
     assert verdict.outputs.dtype == dtype
     assert verdict.outputs.tolist() == CORRECTED.tolist()

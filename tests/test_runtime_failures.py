@@ -101,10 +101,12 @@ OTHER_OUTPUTS = [
     {"output": replace(SPEC, dtype="float64")},
     {"output": replace(SPEC, shape=(None, 4))},
 ]
-OTHER_INPUTS = [{"input": replace(SPEC, name="x", **{k: v})} for k, v in (("dtype", "float16"), ("shape", (None, 4)))]
+OTHER_INPUTS = [
+    {"inputs": (replace(SPEC, name="x", **{k: v}),)} for k, v in (("dtype", "float16"), ("shape", (None, 4)))
+]
 
 
-@pytest.mark.parametrize("changes", [*OTHER_OUTPUTS, *OTHER_INPUTS, {"input": SPEC}])
+@pytest.mark.parametrize("changes", [*OTHER_OUTPUTS, *OTHER_INPUTS, {"inputs": (SPEC,)}])
 def test_a_manifest_that_does_not_describe_the_models_is_refused_at_loading(changes):
     with pytest.raises(BundleError, match=r"the manifest.* model .*fit the bundle again"):
         guard_of(**changes)

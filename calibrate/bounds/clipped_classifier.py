@@ -11,32 +11,40 @@ from torch import Tensor
 
 from calibrate.differentiable import Change, DifferentiableModel
 from calibrate.sites import Site
-from guard.types import FloatArray, IntArray
+from guard.rows import each, n_rows
+from guard.types import Inputs, IntArray
 
 __all__ = ["ClippedClassifier", "LabelledInputs", "clip_at"]
 
 _NO_BOUNDS: Mapping[str, Tensor] = MappingProxyType({})
 
+Tensors = Tensor | Mapping[str, Tensor]
+"""A model's inputs, as DifferentiableModel takes them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledInputs:
-    """Inputs (N, ...) in memory and their classes (N,)."""
+    """Inputs (N, ...) in memory, by name for a model with several, and their classes (N,)."""
 
-    inputs: Tensor
+    inputs: Tensors
     labels: Tensor
 
     @classmethod
-    def of(cls, inputs: FloatArray, labels: IntArray) -> "LabelledInputs":
+    def of(cls, inputs: Inputs, labels: IntArray) -> "LabelledInputs":
         """Share the arrays' memory."""
-        return cls(inputs=torch.from_numpy(inputs), labels=torch.from_numpy(labels))
+        return cls(inputs=each(torch.from_numpy, inputs), labels=torch.from_numpy(labels))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int) -> Iterator[tuple[Tensors, Tensor]]:
         """Yield inputs and labels in order, ``size`` rows at a time."""
         for start in range(0, len(self), size):
-            yield self.inputs[start : start + size], self.labels[start : start + size]
+            yield _rows(self.inputs, start, size), self.labels[start : start + size]
+
+
+def _rows(inputs: Tensors, start: int, size: int) -> Tensors:
+    return each(lambda tensor: tensor[start : start + size], inputs)
 
 
 def clip_at(upper: Tensor, lower: Tensor | None = None) -> Change:
@@ -68,19 +76,21 @@ class ClippedClassifier:
         self._batch_size = self._model.fixed_batch or batch_size
         self.device = torch.device(device)
 
-    def logits(self, inputs: Tensor, upper: Mapping[str, Tensor], lower: Mapping[str, Tensor] = _NO_BOUNDS) -> Tensor:
+    def logits(self, inputs: Tensors, upper: Mapping[str, Tensor], lower: Mapping[str, Tensor] = _NO_BOUNDS) -> Tensor:
         """Return float32 logits (N, C) with the bounds put in; a site without an upper bound stays as it is."""
         at = {site: clip_at(upper[site], lower.get(site)) for site in self._sites if site in upper}
-        size = self._model.fixed_batch or max(1, len(inputs))
-        pieces = [self._piece(inputs[start : start + size], at) for start in range(0, max(1, len(inputs)), size)]
+        n = max(1, n_rows(inputs))
+        size = self._model.fixed_batch or n
+        pieces = [self._piece(_rows(inputs, start, size), at) for start in range(0, n, size)]
         return torch.cat(pieces).float()
 
-    def _piece(self, inputs: Tensor, at: Mapping[str, Change]) -> Tensor:
+    def _piece(self, inputs: Tensors, at: Mapping[str, Change]) -> Tensor:
         """Run rows as a whole batch where its size is fixed: repeat the last row, and drop what the copies give."""
-        n_missing = (self._model.fixed_batch or len(inputs)) - len(inputs)
-        padded = torch.cat([inputs, inputs[-1:].expand(n_missing, *inputs.shape[1:])]) if n_missing else inputs
+        n = n_rows(inputs)
+        n_missing = (self._model.fixed_batch or n) - n
+        padded = each(lambda t: torch.cat([t, t[-1:].expand(n_missing, *t.shape[1:])]), inputs) if n_missing else inputs
         (logits,) = self._model(padded, outputs=[self._logits], at=at)
-        return logits[: len(inputs)]
+        return logits[:n]
 
     def add_cross_entropy_gradients(self, data: LabelledInputs, parameters: Mapping[str, Tensor]) -> float:
         """Add the gradients of the mean cross-entropy over all data to the bounds' gradients; return that mean.

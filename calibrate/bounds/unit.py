@@ -11,6 +11,7 @@ and keeps the bounds with the smallest sum among those that pass validation. The
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor
 from calibrate.bounds.clipped_classifier import ClippedClassifier, LabelledInputs
 from calibrate.bounds.unit_schedule import next_cost, start_cost
 from calibrate.bounds.unit_settings import UnitSettings
-from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
+from calibrate.sites import ActivationBounds, BoundsProblem, Progress, RowsInMemory, Site
 from calibrate.statistics import Moments, site_moments
 from guard.errors import CalibrationError
+from guard.rows import each
 from guard.types import IntArray
 
 __all__ = ["UnitSettings", "fit_unit", "split_in_classes"]
@@ -96,7 +98,7 @@ def fit_unit(problem: BoundsProblem, *, settings: UnitSettings | None = None, de
     moments = site_moments(
         problem.model,
         problem.sites,
-        fitting.inputs.numpy(),
+        RowsInMemory(inputs=each(Tensor.numpy, fitting.inputs)),
         pooling=settings.granularity,
         progress=problem.progress,
     )
@@ -129,7 +131,9 @@ def _load(problem: BoundsProblem, settings: UnitSettings) -> tuple[LabelledInput
             f"bounds pass; expected at least {math.ceil(1 / fraction)} samples of some class: give more samples"
         )
     inputs = problem.inputs[0 : len(problem.inputs)]
-    fitting, validation = (LabelledInputs.of(inputs[rows], problem.labels[rows]) for rows in parts)
+    fitting, validation = (
+        LabelledInputs.of(each(partial(np.take, indices=rows, axis=0), inputs), problem.labels[rows]) for rows in parts
+    )
     return fitting, validation
 
 
