@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from benchmarks import bounds, detection, fitting, insertion, serving_cost, sharing
+from benchmarks import bounds, detection, fitting, insertion, published, serving_cost, sharing
 
 OUT = Path("out/benchmarks")
 MEASUREMENTS = {
@@ -14,6 +14,7 @@ MEASUREMENTS = {
     "detection": detection.measure,
     "fitting": fitting.measure,
     "insertion": insertion.measure,
+    "published": published.measure,
     "serving_cost": serving_cost.measure,
     "sharing": sharing.measure,
 }
