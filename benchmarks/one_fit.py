@@ -55,7 +55,7 @@ def fit_apart(model: Path, method: str, n: int, place: Path) -> OneFit:
         side: {name.removeprefix(f"{side}:"): found[name] for name in found if name.startswith(f"{side}:")}
         for side in ("upper", "lower")
     }
-    bounds = ActivationBounds(method=method, settings={}, upper=sides["upper"]) if sides["upper"] else None
+    bounds = ActivationBounds(method=method, settings={}, **sides) if sides["upper"] else None
     return OneFit(bounds=bounds, refusal=str(found["refusal"]), seconds=float(found["seconds"]), peak_mib=peak)
 
 
@@ -102,7 +102,7 @@ def _fit(model: Path, method: str, n: int, place: Path) -> None:
     started, refusal, arrays = time.perf_counter(), "", {}
     try:
         bounds = METHODS[method](problem)
-        sides = {"upper": bounds.upper, "lower": getattr(bounds, "lower", {})}
+        sides = {"upper": bounds.upper, "lower": bounds.lower}
         arrays = {f"{side}:{site}": bound for side, found in sides.items() for site, bound in found.items()}
     except CalibrationError as error:
         refusal = str(error)
