@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def load_split(classifier: Classifier, n: int) -> CalibrationSplit:
     """Return n images for the bounds, balanced by class, and 1100 others for the thresholds, always the same."""
     samples = load_samples(
         SHARED / "data" / "cifar10-calibration.tar",
-        spec=classifier.input,
+        inputs=classifier.inputs,
         n_classes=classifier.n_classes,
         preprocessing=Preprocessing(),
         limit=None,
@@ -99,7 +100,8 @@ def _fit(model: Path, method: str, n: int, place: Path) -> None:
         seed=0,
         progress=silent,
     )
-    started, refusal, arrays = time.perf_counter(), "", {}
+    started, refusal = time.perf_counter(), ""
+    arrays: dict[str, Any] = {}
     try:
         bounds = METHODS[method](problem)
         sides = {"upper": bounds.upper, "lower": bounds.lower}

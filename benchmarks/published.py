@@ -92,7 +92,7 @@ class _Bench:
 def _load(place: Path, classifier: Classifier) -> Samples:
     return load_samples(
         place,
-        spec=classifier.input,
+        inputs=classifier.inputs,
         n_classes=classifier.n_classes,
         preprocessing=Preprocessing(),
         limit=None,
