@@ -147,8 +147,8 @@ def test_a_graph_of_every_family_is_scored_and_the_summary_is_json():
 def test_samples_spread_over_the_classes_and_no_more_are_used_than_asked_for():
     labels = np.array([0, 0, 0, 0, 1, 0, 2, 1])
     inputs = np.arange(8, dtype=np.float32)[:, None]
-    np.testing.assert_array_equal(spread_over_classes(inputs, labels, 3)[:, 0], [0, 4, 6])
-    np.testing.assert_array_equal(spread_over_classes(inputs, labels, 99)[:, 0], np.arange(8))
+    np.testing.assert_array_equal(spread_over_classes(inputs, labels, 3)[:][:, 0], [0, 4, 6])
+    np.testing.assert_array_equal(spread_over_classes(inputs, labels, 99)[:][:, 0], np.arange(8))
     problem = _problem(_two_layers(np.eye(3), np.eye(3)), RNG.normal(size=(50, 3)))
     assert score_channels(problem, settings=SuspicionSettings(n_samples=10)).n_samples == 10
 

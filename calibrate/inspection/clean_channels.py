@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 
 from calibrate.forward import forward
-from calibrate.sites import Progress, Rows, Site
+from calibrate.sites import Progress, Rows, RowsInMemory, Site
 from guard.errors import CalibrationError
+from guard.rows import concatenate
 from guard.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["CleanChannels", "clean_channels", "spread_over_classes"]
@@ -83,7 +84,7 @@ def clean_channels(
     return {tensor: s.finish() for tensor, s in sums.items()}
 
 
-def spread_over_classes(inputs: Rows, labels: IntArray, n: int) -> FloatArray:
+def spread_over_classes(inputs: Rows, labels: IntArray, n: int) -> Rows:
     """Return n of the inputs that spread over the classes as evenly as there are inputs of each, first come first."""
     turns: dict[int, int] = {}
     order = []
@@ -91,7 +92,7 @@ def spread_over_classes(inputs: Rows, labels: IntArray, n: int) -> FloatArray:
         turns[label] = turns.get(label, 0) + 1
         order.append((turns[label], row))
     rows = sorted(row for _, row in sorted(order)[:n])
-    return np.concatenate([inputs[row : row + 1] for row in rows])
+    return RowsInMemory(inputs=concatenate([inputs[row : row + 1] for row in rows]))
 
 
 def _by_channel(site: Site, values: FloatArray) -> FloatArray:
