@@ -61,6 +61,7 @@ def _fit(options: argparse.Namespace) -> None:
         preprocessing=Preprocessing(scale=options.scale, mean=options.mean, std=options.std, layout=options.layout),
         limit=options.limit,
         seed=options.seed,
+        device=options.device,
     )
     with ProgressReport(sys.stderr) as progress:
         manifest, findings = fit_bundle(options.model, options.data, options.bundle, settings, progress)

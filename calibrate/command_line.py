@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from calibrate.bounds import METHODS
+from calibrate.differentiable import DEVICES
 from calibrate.thresholds import RULES
 from guard.errors import InputError
 from guard.scores import SCORES
@@ -43,6 +44,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
                      help="clean accuracy that bounding may cost (%(default)s)")  # fmt: skip
     _add_preprocessing(fit)
     _add_draw(fit, limit=5000)
+    fit.add_argument("--device", choices=DEVICES, default="cpu", help="where the models run (%(default)s)")
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:

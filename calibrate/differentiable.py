@@ -13,10 +13,12 @@ from torch import Tensor
 from calibrate.operators import OPERATORS, TORCH_TYPES, Node, find_obstacle, read_node, read_tensor
 from guard.errors import CalibrationError, GuardError, InputError
 
-__all__ = ["Change", "DifferentiableModel", "Precision", "fast_precision"]
+__all__ = ["DEVICES", "Change", "DifferentiableModel", "Precision", "check_device", "fast_precision"]
 
 Precision = Literal["bfloat16", "float32"]
 """In what float32 weights and inputs are computed with."""
+
+DEVICES = ("cpu", "cuda")
 
 Change = Callable[[Tensor], Tensor]
 """Put on a tensor right after it is made; every consumer sees what it returns."""
@@ -30,6 +32,18 @@ _REASON_LENGTH = 300  # what torch says can run to pages
 class _Step:
     node: Node
     last_used: frozenset[str]
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot compute on.
+
+    Raises:
+        InputError: It is none of DEVICES, or CUDA, of which there is none here.
+    """
+    if device not in DEVICES:
+        raise InputError(f"device is {device!r}; choose one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but torch finds no CUDA device here; install torch for CUDA, or use cpu")
 
 
 def fast_precision(device: str) -> Precision:

@@ -40,6 +40,7 @@ class FitSettings:
         preprocessing: How images become inputs.
         limit: Use at most this many samples.
         seed: Of everything drawn at random.
+        device: Where the models run and gradients are computed, as torch names it.
     """
 
     method: str = "sigma"
@@ -51,6 +52,7 @@ class FitSettings:
     preprocessing: Preprocessing
     limit: int | None = 5000
     seed: int = 0
+    device: str = "cpu"
 
 
 def draft_bundle(
@@ -65,7 +67,7 @@ def draft_bundle(
     bounded = check_edited(insert_bounds(exposed, bounds, sites))
     is_untouched = not classifier.ends_in_softmax and not classifier.has_external_data
     no_cut = Threshold(value=math.inf, target_fpr=0.0, n=0)
-    is_probability = classifier.ends_in_softmax or _gives_probabilities(classifier, split.bounds)
+    is_probability = classifier.ends_in_softmax or _gives_probabilities(classifier, split.bounds, settings.device)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         model={
@@ -95,10 +97,14 @@ def draft_bundle(
     )
 
 
-def _gives_probabilities(classifier: Classifier, inputs: Rows) -> bool:
+def _gives_probabilities(classifier: Classifier, inputs: Rows, device: str) -> bool:
     """Tell from clean inputs whether an output without a trailing Softmax holds probabilities all the same."""
     name = classifier.output.name
-    return all(_are_probabilities(found[name]) for _, found in forward(classifier.model, [name], inputs))
+    return all(  # the first input settles it for most models
+        _are_probabilities(found[name])
+        for rows in (inputs[0:1], inputs)
+        for _, found in forward(classifier.model, [name], rows, device=device)
+    )
 
 
 def _are_probabilities(outputs: FloatArray) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import inliner
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
@@ -138,9 +138,13 @@ def serialize(model: onnx.ModelProto) -> bytes:
     Raises:
         InputError: The model is larger than one protobuf message may be.
     """
-    if model.ByteSize() > _MAX_BYTES:
-        raise InputError(f"the model has {model.ByteSize()} bytes with its weights; more than {_MAX_BYTES} do not fit")
-    return bytes(model.SerializeToString(deterministic=True))
+    try:
+        content = bytes(model.SerializeToString(deterministic=True))
+    except EncodeError as error:
+        raise InputError(f"the model does not fit into one file: it has more than {_MAX_BYTES} bytes") from error
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"the model has {len(content)} bytes with its weights; more than {_MAX_BYTES} do not fit")
+    return content
 
 
 def _parse(file: Path) -> tuple[bytes, onnx.ModelProto, bool]:

@@ -8,9 +8,10 @@ import numpy as np
 
 from calibrate.bounds import METHODS, Method
 from calibrate.data import PARTS, CalibrationSplit, Preprocessing, Samples, load_samples, part_sizes, split_samples
+from calibrate.differentiable import check_device
 from calibrate.draft import FitSettings, draft_bundle
 from calibrate.evaluation import Answered, Evaluation, evaluate
-from calibrate.forward import batches, predict
+from calibrate.forward import batches, predict, provider_of
 from calibrate.graph import Classifier, find_sites, read_classifier
 from calibrate.report import Findings, render_report
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
@@ -130,6 +131,7 @@ def _check_settings(settings: FitSettings, methods: Mapping[str, Method]) -> Non
         raise InputError(f"max_accuracy_drop is {settings.max_accuracy_drop:g}; it is a fraction, such as 0.03")
     if settings.seed < 0:
         raise InputError(f"seed is {settings.seed}; it is a whole number from 0 up")
+    check_device(settings.device)
     for name, known in (("method", methods), ("score", SCORES), ("rule", RULES)):
         if (chosen := getattr(settings, name)) not in known:
             raise InputError(f"there is no {name} {chosen!r}; choose one of {', '.join(known)}")
@@ -170,7 +172,14 @@ def _problem(
     """Return what a bounds method may look at; without labels the original's predictions stand in."""
     labels = samples.labels
     if labels is None:
-        labels = predict(classifier.model, classifier.logits, samples)
+        labels = predict(
+            classifier.model,
+            classifier.logits,
+            samples,
+            progress=progress,
+            stage="predicting labels",
+            device=settings.device,
+        )
     return BoundsProblem(
         model=classifier.model,
         logits=classifier.logits,
@@ -180,6 +189,7 @@ def _problem(
         max_accuracy_drop=settings.max_accuracy_drop,
         seed=settings.seed,
         progress=progress,
+        device=settings.device,
     )
 
 
@@ -189,7 +199,7 @@ def _fit_thresholds(
     """Apply the rule to scores that the guard itself gives on the models that will ship."""
     rule = RULES[settings.rule]
     stage = f"scoring the {rule.part} set"
-    scores = answer(Guard.from_bundle(draft), getattr(split, rule.part), progress, stage=stage).scores
+    scores = answer(_open(draft, settings), getattr(split, rule.part), progress, stage=stage).scores
     thresholds = {
         "alert": rule.fit(scores, settings.target_fpr),
         "correct": rule.fit(scores, settings.correct_fpr),
@@ -197,11 +207,15 @@ def _fit_thresholds(
     return thresholds, scores
 
 
+def _open(bundle: Bundle, settings: FitSettings) -> Guard:
+    return Guard.from_bundle(bundle, provider=provider_of(settings.device))
+
+
 def _find(
     fitted: Bundle, bounds: ActivationBounds, held_out: Samples, settings: FitSettings, progress: Progress
 ) -> Findings:
     """Measure the fitted guard on the held-out set."""
-    answered = answer(Guard.from_bundle(fitted), held_out, progress, stage="measuring the held-out set")
+    answered = answer(_open(fitted, settings), held_out, progress, stage="measuring the held-out set")
     return Findings(
         held_out=evaluate(answered, None, target_fpr=settings.target_fpr),
         held_out_scores=answered.scores,

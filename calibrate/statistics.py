@@ -10,9 +10,9 @@ import onnx
 from calibrate.forward import forward
 from calibrate.sites import Progress, Rows, Site
 from guard.errors import CalibrationError
-from guard.types import FloatArray
+from guard.types import FloatArray, IntArray
 
-__all__ = ["Moments", "Pooling", "site_moments", "site_moments_by"]
+__all__ = ["Moments", "Observed", "Pooling", "observe", "site_moments"]
 
 Pooling = Literal["channel", "maximum", "minimum", "neuron"]
 """What one entry describes: a channel over inputs and positions; the maximum or minimum of a channel over the positions
@@ -60,37 +60,68 @@ class Moments:
         return np.asarray(np.sqrt(self.squares / max(self.n - 1, 1)))
 
 
-def site_moments(
-    model: onnx.ModelProto, sites: Sequence[Site], inputs: Rows, *, pooling: Pooling, progress: Progress
-) -> Mapping[str, Moments]:
-    """Return the moments of every site over the inputs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What one forward pass shows.
+
+    Args:
+        moments: By pooling and site tensor.
+        predicted: (N,) the class with the largest logit.
+    """
+
+    moments: Mapping[Pooling, Mapping[str, Moments]]
+    predicted: IntArray
+
+
+def observe(
+    model: onnx.ModelProto,
+    logits: str,
+    sites: Sequence[Site],
+    inputs: Rows,
+    *,
+    poolings: Sequence[Pooling],
+    progress: Progress,
+    device: str = "cpu",
+) -> Observed:
+    """Return moments of every site and the classes predicted, from one forward pass.
 
     Args:
         model: The original.
+        logits: The name of the tensor (N, C) that holds the logits.
         sites: The activations.
         inputs: N model-ready inputs.
-        pooling: What one entry describes.
+        poolings: What one entry describes; one set of moments each.
         progress: Told after every batch.
+        device: Where to compute.
 
     Raises:
         CalibrationError: An activation is NaN or infinite somewhere.
     """
-    return site_moments_by(model, sites, inputs, poolings=[pooling], progress=progress)[pooling]
-
-
-def site_moments_by(
-    model: onnx.ModelProto, sites: Sequence[Site], inputs: Rows, *, poolings: Sequence[Pooling], progress: Progress
-) -> Mapping[Pooling, Mapping[str, Moments]]:
-    """Return what site_moments does for several poolings, from one forward pass."""
     merged: dict[Pooling, dict[str, Moments]] = {pooling: {} for pooling in poolings}
-    for done, values in forward(model, [site.tensor for site in sites], inputs):
+    classes = []
+    for done, values in forward(model, [*(site.tensor for site in sites), logits], inputs, device=device):
         for site in sites:
             _check_finite(site.tensor, values[site.tensor])
             for pooling, found in merged.items():
                 batch = _pooled_moments(values[site.tensor], site.channel_axis, pooling)
                 found[site.tensor] = found[site.tensor].merged(batch) if site.tensor in found else batch
+        classes.append(values[logits].argmax(axis=1))
         progress("activation statistics", done, len(inputs))
-    return merged
+    return Observed(moments=merged, predicted=np.concatenate(classes).astype(np.int64))
+
+
+def site_moments(
+    model: onnx.ModelProto,
+    sites: Sequence[Site],
+    inputs: Rows,
+    *,
+    pooling: Pooling,
+    progress: Progress,
+    device: str = "cpu",
+) -> Mapping[str, Moments]:
+    """Return the moments of every site over the inputs, with one pooling (see observe)."""
+    output = model.graph.output[0].name
+    return observe(model, output, sites, inputs, poolings=[pooling], progress=progress, device=device).moments[pooling]
 
 
 def _check_finite(tensor: str, values: FloatArray) -> None:

@@ -128,4 +128,4 @@ def test_progress_ends_at_the_last_candidate_even_where_an_early_one_is_chosen()
         _problem(problem.model, problem.inputs, problem.labels, allowed=0.9, progress=lambda *s: told.append(s)),
         settings=PLAIN,
     )
-    assert told[-1] == ("choosing k", 5, 5)
+    assert told[-1] == ("choosing k", 500, 500)

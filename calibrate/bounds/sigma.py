@@ -18,7 +18,7 @@ from calibrate.edit import insert_bounds
 from calibrate.evaluation import accuracy_drop_limit
 from calibrate.forward import predict
 from calibrate.sites import ActivationBounds, BoundsProblem
-from calibrate.statistics import Moments, site_moments_by
+from calibrate.statistics import Moments, observe
 from guard.errors import CalibrationError
 from guard.types import BoolArray
 
@@ -49,19 +49,25 @@ def fit_sigma(problem: BoundsProblem, *, settings: SigmaSettings | None = None) 
         CalibrationError: Even the loosest bounds cost more accuracy than allowed.
     """
     settings = settings or SigmaSettings()
-    extremes = site_moments_by(
-        problem.model, problem.sites, problem.inputs, poolings=["maximum", "minimum"], progress=problem.progress
+    observed = observe(
+        problem.model,
+        problem.logits,
+        problem.sites,
+        problem.inputs,
+        poolings=["maximum", "minimum"],
+        progress=problem.progress,
+        device=problem.device,
     )
-    original_right = predict(problem.model, problem.logits, problem.inputs) == problem.labels
+    original_right = observed.predicted == problem.labels
     limits: dict[str, float] = {}
-    for done, k in enumerate(settings.candidates, start=1):
-        bounds = _bounds(extremes["maximum"], extremes["minimum"], k, settings)
-        limit = _drop_limit(problem, bounds, original_right, settings.confidence)
+    n_all = len(settings.candidates) * len(problem.inputs)
+    for tried, k in enumerate(settings.candidates):
+        bounds = _bounds(observed.moments["maximum"], observed.moments["minimum"], k, settings)
+        limit = _drop_limit(problem, bounds, original_right, settings, n_tried=tried)
         limits[f"{k:g}"] = round(limit, 6)
-        problem.progress("choosing k", done, len(settings.candidates))
         if limit <= problem.max_accuracy_drop:
             chosen = {"k": k, "accuracy_drop_limits": limits, **asdict(settings)}
-            problem.progress("choosing k", len(settings.candidates), len(settings.candidates))
+            problem.progress("choosing k", n_all, n_all)
             return replace(bounds, settings=chosen)
     raise CalibrationError(
         f"bounds of mean + {k:g} sd may still cost {limit:.3f} of clean accuracy, more than the"
@@ -82,8 +88,19 @@ def _bounds(
 
 
 def _drop_limit(
-    problem: BoundsProblem, bounds: ActivationBounds, original_right: BoolArray, confidence: float
+    problem: BoundsProblem,
+    bounds: ActivationBounds,
+    original_right: BoolArray,
+    settings: SigmaSettings,
+    *,
+    n_tried: int,
 ) -> float:
     bounded = insert_bounds(problem.model, bounds, problem.sites)
-    bounded_right = predict(bounded, problem.logits, problem.inputs) == problem.labels
-    return accuracy_drop_limit(original_right, bounded_right, confidence=confidence)
+
+    def tell(stage: str, done: int, total: int) -> None:
+        problem.progress(stage, n_tried * total + done, len(settings.candidates) * total)
+
+    predicted = predict(
+        bounded, problem.logits, problem.inputs, progress=tell, stage="choosing k", device=problem.device
+    )
+    return accuracy_drop_limit(original_right, predicted == problem.labels, confidence=settings.confidence)
