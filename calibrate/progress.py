@@ -49,16 +49,22 @@ class ProgressReport:
             self._draw_bar(done, total, now - self._started)
         elif self._is_finished or now - self._shown >= _LINE_EVERY_S:
             self._shown = now
-            self._stream.write(f"{stage}: {done} of {total}, {now - self._started:.1f} s\n")
+            left = "" if self._is_finished else f", {_remaining(done / total, now - self._started)}"
+            self._stream.write(f"{stage}: {done} of {total}, {now - self._started:.1f} s{left}\n")
             self._stream.flush()
 
     def _draw_bar(self, done: int, total: int, elapsed_s: float) -> None:
         share = done / total if total else 1.0
         filled = int(share * _WIDTH)
-        left = f"{elapsed_s * (1 - share) / share:.0f} s left" if 0 < share < 1 else f"{elapsed_s:.1f} s"
+        left = _remaining(share, elapsed_s) if 0 < share < 1 else f"{elapsed_s:.1f} s"
         bar = "#" * filled + "." * (_WIDTH - filled)
         self._stream.write(f"\r\x1b[K{self._stage:<24.24} [{bar}] {done}/{total}  {left}")
         self._is_open = not self._is_finished
         if self._is_finished:
             self._stream.write("\n")
         self._stream.flush()
+
+
+def _remaining(share: float, elapsed_s: float) -> str:
+    """Say how long the rest takes at the pace so far."""
+    return f"{elapsed_s * (1 - share) / share:.0f} s left" if share > 0 else "time left unknown"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from calibrate_runs import check_refused, fit_with, save_data
 from onnx import TensorProto, helper
 from small_graphs import model_of, node
@@ -140,8 +141,14 @@ def test_the_refusal_of_too_few_samples_names_the_limit_only_where_it_binds(good
         (["--limit", "-5"], "limit -5"),
         (["--limit", "many"], "--limit"),
         (["--seed", "-1"], "'-1' is no whole number from 0 up"),
+        (["--device", "tpu"], "--device"),
         (["--unknown"], "--unknown"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(good_fit, capfd, options, says):
     _refused_fit(good_fit, capfd, *options, says=says)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_cuda_device_is_refused_at_once_where_there_is_none(good_fit, tmp_path, capfd):
+    _refused_fit(good_fit, capfd, "--device", "cuda", model=tmp_path / "none.onnx", says="torch finds no CUDA device")

@@ -44,7 +44,10 @@ def test_elsewhere_long_work_gets_a_line_every_ten_seconds():
     progress = ProgressReport(stream, _clock(0, 9, 11, 15, 22))
     for done in range(5):
         progress("reading", done, 100)
-    assert stream.getvalue().splitlines() == ["reading: 2 of 100, 11.0 s", "reading: 4 of 100, 22.0 s"]
+    assert stream.getvalue().splitlines() == [
+        "reading: 2 of 100, 11.0 s, 539 s left",
+        "reading: 4 of 100, 22.0 s, 528 s left",
+    ]
 
 
 def test_a_stage_that_says_twice_that_it_is_done_is_shown_once():
