@@ -15,7 +15,7 @@ from calibrate.data import CalibrationSplit, Preprocessing
 from calibrate.edit import check_edited, insert_bounds
 from calibrate.forward import forward
 from calibrate.graph import Classifier, expose_logits, serialize
-from calibrate.sites import ActivationBounds, Rows, Site
+from calibrate.sites import ActivationBounds, Rows, RowsInMemory, Site
 from calibrate.thresholds import RULES
 from guard.bundle import Bundle
 from guard.manifest import FORMAT_VERSION, Manifest
@@ -102,7 +102,7 @@ def _gives_probabilities(classifier: Classifier, inputs: Rows, device: str) -> b
     name = classifier.output.name
     return all(  # the first input settles it for most models
         _are_probabilities(found[name])
-        for rows in (inputs[0:1], inputs)
+        for rows in (RowsInMemory(inputs=inputs[0:1]), inputs)
         for _, found in forward(classifier.model, [name], rows, device=device)
     )
 
