@@ -5,7 +5,7 @@ nodes over one tensor x. Whatever its spelling, it is recognised by that: a prod
 the same x by elementwise nodes, one of them through a nonlinear function.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -24,10 +24,10 @@ _ELEMENTWISE = _NONLINEAR | {"Mul", "Div", "Add", "Sub", "Pow", "Neg", "Identity
 _PASS_THROUGH = ("Identity", "Cast", "Dropout")
 _WITH_ACTIVATION = ("FusedConv", "FusedGemm")  # onnxruntime's, as it saves graphs that it has optimised
 _MAX_DEPTH = 12
-_LINEAR = {"MatMul": True, "Gemm": True, "FusedMatMul": True, "FusedGemm": True, "LayerNormalization": True,
-           "Conv": False, "FusedConv": False, "ConvTranspose": False, "BatchNormalization": False, "MaxPool": False,
-           "AveragePool": False, "GlobalAveragePool": False}  # fmt: skip
-"""Whether what an operator gives has its channels last."""
+_CHANNEL_AXES = {"MatMul": -1, "Gemm": -1, "FusedMatMul": -1, "FusedGemm": -1, "LayerNormalization": -1,
+                 "Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "BatchNormalization": 1, "MaxPool": 1,
+                 "AveragePool": 1, "GlobalAveragePool": 1}  # fmt: skip
+"""Of what an operator gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +37,13 @@ class Activation:
     Args:
         tensor: The tensor's name.
         function: Its operator, or the nonlinear operator inside a spelled-out one with ``Gated`` before it.
-        channels_last: Whether the channel axis is the last, as after a matrix product, rather than the second.
+        channel_axis: The axis of its channels: 1, -1 for the last, as after a matrix product, or where transposing
+            has put it.
     """
 
     tensor: str
     function: str
-    channels_last: bool
+    channel_axis: int
 
 
 def find_activations(graph: onnx.GraphProto) -> tuple[Activation, ...]:
@@ -61,7 +62,7 @@ def find_activations(graph: onnx.GraphProto) -> tuple[Activation, ...]:
             inner |= gated.inside
     ends = {_past_scaling(t, f, reading): f for t, f in found.items() if t not in inner}
     return tuple(
-        Activation(tensor=t, function=ends[t], channels_last=_channels_last(t, reading))
+        Activation(tensor=t, function=ends[t], channel_axis=_channel_axis(t, reading))
         for t in sorted(ends, key=reading.order.__getitem__)
     )
 
@@ -208,17 +209,26 @@ def _only_scaled(tensor: str, graph: _Graph) -> str | None:
     return str(node.output[0]) if is_scaling and len(factors) == 1 and factors[0] > 0 else None
 
 
-def _channels_last(tensor: str, graph: _Graph) -> bool:
-    """Follow the activation back to the operator that made its channels."""
-    seen, frontier = {tensor}, [tensor]
-    for name in frontier:
+def _channel_axis(tensor: str, graph: _Graph) -> int:
+    """Follow the activation back to the operator that made its channels, through what transposes them."""
+    seen = {tensor}
+    frontier: list[tuple[str, tuple[Sequence[int], ...]]] = [(tensor, ())]
+    for name, orders in frontier:
         node = graph.producers.get(name)
         if node is None:
             continue
-        if node.op_type in _LINEAR:
-            return _LINEAR[node.op_type]
-        if node.op_type in _ELEMENTWISE or node.op_type in _PASS_THROUGH:
+        if node.op_type in _CHANNEL_AXES:
+            return _transposed(_CHANNEL_AXES[node.op_type], orders)
+        if node.op_type in _ELEMENTWISE or node.op_type in _PASS_THROUGH or node.op_type == "Transpose":
+            order = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), None)
             fresh = [s for s in graph.sources(node) if s not in seen]
             seen.update(fresh)
-            frontier += fresh
-    return False
+            frontier += [(s, orders if order is None else (*orders, order)) for s in fresh]
+    return 1
+
+
+def _transposed(axis: int, orders: Sequence[Sequence[int]]) -> int:
+    """Return where an axis ends up, the last order applied first."""
+    for order in reversed(orders):
+        axis = order.index(axis % len(order))
+    return axis

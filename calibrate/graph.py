@@ -1,7 +1,7 @@
 """Read an ONNX classifier: its input and output, where its logits are, and the activations that can be bounded."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -191,18 +191,45 @@ def _before_softmax(model: onnx.ModelProto, output: str) -> str:
 
 
 def _specs(model: onnx.ModelProto, tensors: Sequence[str]) -> list[TensorSpec]:
+    """Return the tensors' types and shapes, axis 0 as N.
+
+    Where a shape is computed in the graph its rank may be unknown as long as N is free: those are asked for N = 1.
+    """
+    specs = _told(model, tensors)
+    unknown = [spec.name for spec in specs if not spec.shape]
+    known = {spec.name: spec for spec in _told(_with_one_row(model), unknown)} if unknown else {}
+    found = (known.get(spec.name, spec) for spec in specs)
+    return [replace(spec, shape=(None, *spec.shape[1:])) if spec.shape else spec for spec in found]
+
+
+def _told(model: onnx.ModelProto, tensors: Sequence[str]) -> list[TensorSpec]:
+    """Return the tensors' types and shapes as onnxruntime tells them; an unknown rank reads as no axes."""
     probe = OrtModel(serialize(with_outputs(model, tensors)), label="probed")
     by_name = {o.name: o for o in probe.outputs}
     return [by_name[t] for t in tensors]
 
 
+def _with_one_row(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of the model that takes one row, so that arithmetic on shapes is arithmetic on constants."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    weights = {tensor.name for tensor in copy.graph.initializer}
+    for value in copy.graph.input:
+        free = [] if value.name in weights else [n for n in value.type.tensor_type.shape.dim[:1] if not n.dim_value]
+        for n in free:
+            n.dim_value = 1
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return copy
+
+
 def _is_boundable(spec: TensorSpec) -> bool:
-    """Say whether these are floats with at least one axis beside N; onnxruntime tells an unknown rank as no axes."""
+    """Say whether these are floats with at least one axis beside N."""
     return spec.dtype in _FLOATS and len(spec.shape) > 1
 
 
 def _site(activation: Activation, spec: TensorSpec) -> Site:
-    axis = len(spec.shape) - 1 if activation.channels_last or len(spec.shape) < 3 else 1
+    axis = activation.channel_axis % len(spec.shape) if len(spec.shape) > 2 else 1
     return Site(
         tensor=activation.tensor,
         function=activation.function,

@@ -25,7 +25,7 @@ node = helper.make_node
 def model_of(
     *nodes: onnx.NodeProto,
     x: Sequence[int | str] = ("N", 3),
-    y: Sequence[int | str] = ("N", 3),
+    y: Sequence[int | str] | None = ("N", 3),
     weights: Mapping[str, object] = {},
     opset: int = 17,
     dtype: int = TensorProto.FLOAT,

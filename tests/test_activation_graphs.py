@@ -178,6 +178,29 @@ def test_channels_are_second_where_a_one_dimensional_convolution_made_them():
     assert [site.channel_axis for site in find_sites(model)] == [1]
 
 
+@pytest.mark.parametrize(("order", "axis"), [([0, 2, 3, 1], 3), ([0, 2, 1, 3], 2)])
+def test_channels_are_followed_through_transposing(order, axis):
+    model = model_of(
+        node("Conv", ["x", "w"], ["h"]), node("Transpose", ["h"], ["t"], perm=order), node("Cast", ["t"], ["c"], to=1),
+        node("Add", ["c", "b"], ["a"]), node("Relu", ["a"], ["relu"]), node("Neg", ["relu"], ["y"]),
+        x=("N", 2, 5, 7), y=None, weights={"w": np.ones((4, 2, 1, 1)), "b": 1.0},
+    )  # fmt: skip
+    (site,) = find_sites(model)
+    assert (site.channel_axis, site.shape[site.channel_axis]) == (axis, 4)
+
+
+def test_a_rank_that_only_one_row_tells_is_found():
+    model = model_of(
+        node("Shape", ["x"], ["shape"]), node("Slice", ["shape", "zero", "one"], ["n"]),
+        node("Concat", ["n", "rest"], ["all"], axis=0), node("Sub", ["n", "n"], ["start"]),
+        node("Slice", ["all", "start", "end"], ["wanted"]),
+        node("Reshape", ["x", "wanted"], ["h"]), node("Relu", ["h"], ["relu"]), node("Neg", ["relu"], ["y"]),
+        x=("N", 6), y=None,
+        weights={"zero": np.array([0]), "one": np.array([1]), "rest": np.array([2, 3]), "end": np.array([3])},
+    )  # fmt: skip
+    assert [site.shape for site in find_sites(model)] == [(None, 2, 3)]
+
+
 def test_a_float16_site_says_so():
     model = model_of(node("Relu", ["x"], ["relu"]), node("Neg", ["relu"], ["y"]), dtype=TensorProto.FLOAT16)
     assert [site.dtype for site in find_sites(model)] == ["float16"]

@@ -10,7 +10,9 @@ __all__ = ["BUILDERS", "N_CLASSES", "Layers2d"]
 N_CLASSES = 10
 
 
-def conv_norm(n_in: int, n_out: int, size: int = 3, stride: int = 1, groups: int = 1, act: type[nn.Module] | None = None):
+def conv_norm(
+    n_in: int, n_out: int, size: int = 3, stride: int = 1, groups: int = 1, act: type[nn.Module] | None = None
+) -> nn.Module:
     """Return a convolution that keeps the size at stride 1, its BatchNorm and, where given, an activation."""
     layers: list[nn.Module] = [
         nn.Conv2d(n_in, n_out, size, stride, size // 2, groups=groups, bias=False),

@@ -23,6 +23,7 @@ N_CLASSES = 10
 _WARNINGS = (
     (DeprecationWarning, "You are using the legacy TorchScript-based ONNX export"),
     (DeprecationWarning, "The feature will be removed"),
+    (torch.jit.TracerWarning, "Converting a tensor to a Python boolean"),  # sizes that MultiheadAttention checks
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
 )
 
