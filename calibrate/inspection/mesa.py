@@ -1,0 +1,214 @@
+"""MESA: recover the distribution of triggers that reach a class.
+
+Qiao, Yang and Li, "Defending Neural Backdoors via Generative Distribution Modeling", NeurIPS 2019, arXiv 1910.04749: a
+backdoored model answers to a whole region of triggers. One generator per level beta fills {success >= beta} with as
+much entropy as it can. Blends and warps, climbing the levels, and keeping by measured success are ours.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibrate.differentiable import fast_precision
+from calibrate.forward import predict
+from calibrate.inspection.mesa_findings import MesaFindings, RecoveredTriggers
+from calibrate.inspection.mesa_settings import MesaSettings
+from calibrate.inspection.problem import InspectionProblem
+from calibrate.inspection.trigger_families import TriggerKind
+from calibrate.inspection.trigger_location import expected_success, locate
+from calibrate.inspection.trigger_places import PlaceChoice, corners_of
+from calibrate.inspection.trigger_synthesis import synthesise
+from calibrate.inspection.triggers import TriggerDistribution
+from calibrate.inspection.victim import Pixels, Victim
+from calibrate.proportions import Proportion
+from guard.errors import CalibrationError, InputError
+from guard.types import FloatArray, IntArray
+
+__all__ = ["LEAST_SAMPLES", "MesaFindings", "MesaSettings", "recover_triggers"]
+
+LEAST_SAMPLES = 500
+"""Fewer clean images than this, and no trigger is recovered."""
+
+_MEASURED_SHARE = 0.3  # of the images; the rest is fitted on
+_SLACK = 0.1  # a generator further below its level than this is dropped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What stays the same from generator to generator; nothing is fitted on ``measured``, which are model-ready."""
+
+    problem: InspectionProblem
+    target_class: int
+    channel_axis: int
+    victim: Victim
+    pixels: Pixels
+    measured: FloatArray
+    settings: MesaSettings
+
+
+def recover_triggers(
+    problem: InspectionProblem, target_class: int, *, settings: MesaSettings | None = None
+) -> MesaFindings:
+    """Train generators for every kind of trigger, level by level from the lowest.
+
+    A kind that misses a level by more than 0.1 is not tried at higher ones.
+
+    Args:
+        problem: The model, and at least 500 clean images.
+        target_class: The class to reach: the suspected one, or a control.
+        settings: How to train.
+
+    Returns:
+        What each generator found, its success measured on images that it was not fitted on.
+
+    Raises:
+        InputError: There is no such class.
+        CalibrationError: The model takes no single image, there are too few images, or a patch is larger than they.
+    """
+    task = _task(problem, target_class, settings or MesaSettings())
+    height, width = task.pixels.images.shape[2:]
+    kinds = task.settings.kinds_for(height, width)
+    _check_kinds(kinds, height, width)
+    return MesaFindings(
+        target_class=target_class, generators=tuple(found for kind in kinds for found in _climb(task, kind))
+    )
+
+
+def _task(problem: InspectionProblem, target_class: int, settings: MesaSettings) -> _Task:
+    channel_axis = _check(problem, target_class)
+    inputs = problem.inputs[0 : settings.max_images]
+    others = problem.labels[: len(inputs)] != target_class
+    images = np.moveaxis(inputs, channel_axis, 1).astype(np.float32)
+    n_fitted = round(len(inputs) * (1 - _MEASURED_SHARE))
+    fitted = np.arange(len(inputs)) < n_fitted
+    is_published = settings.profile == "official-code"
+    if not (fitted & others).any() or not (~fitted & others).any():
+        raise CalibrationError(f"all samples are of class {target_class}; give samples of the other classes too")
+    return _Task(
+        problem=problem,
+        target_class=target_class,
+        channel_axis=channel_axis,
+        victim=Victim(
+            problem.model,
+            problem.logits,
+            target_class=target_class,
+            channel_axis=channel_axis,
+            device=problem.device,
+            precision=fast_precision(problem.device),
+        ),
+        pixels=Pixels(
+            images=images[fitted if is_published else fitted & others],
+            low=images.min(axis=(0, 2, 3))[:, None, None],
+            high=images.max(axis=(0, 2, 3))[:, None, None],
+        ),
+        measured=inputs[~fitted & others],
+        settings=settings,
+    )
+
+
+def _climb(task: _Task, kind: TriggerKind) -> Iterator[RecoveredTriggers]:
+    """Train a generator per level, from the lowest, until one is missed."""
+    corners, expected = _where(task, kind)
+    is_published = task.settings.profile == "official-code"
+    for beta in sorted(task.settings.betas):
+        found = _recover(task, kind, PlaceChoice(corners, beta * expected, one_per_batch=is_published), beta)
+        yield found
+        if not found.kept:
+            return
+
+
+def _where(task: _Task, kind: TriggerKind) -> tuple[IntArray, FloatArray]:
+    """Return the places that a kind may go to, and how much success to expect there, the best as 1."""
+    if kind.family != "patch":
+        return np.zeros((1, 2), dtype=np.int64), np.ones(1)
+    settings, (height, width) = task.settings, task.pixels.images.shape[2:]
+    if settings.profile == "official-code":
+        corners = corners_of((height, width), kind.size, as_published=True)
+        return corners, np.ones(len(corners))
+    mask = locate(
+        task.victim,
+        task.pixels,
+        iterations=settings.iterations,
+        batch_size=settings.batch_size,
+        rng=np.random.default_rng((task.problem.seed, 2)),
+        progress=_progress(task, f"class {task.target_class}: place"),
+    )
+    corners = corners_of((height, width), kind.size)
+    return corners, expected_success(mask, corners, kind.size)
+
+
+def _recover(task: _Task, kind: TriggerKind, places: PlaceChoice, beta: float) -> RecoveredTriggers:
+    made = synthesise(
+        task.victim,
+        task.pixels,
+        kind,
+        places,
+        beta=beta,
+        settings=task.settings,
+        rng=np.random.default_rng((task.problem.seed, 0)),
+        progress=_progress(task, f"class {task.target_class}: {kind}, {beta:g}"),
+    )
+    distribution = TriggerDistribution(
+        kind=kind,
+        target_class=task.target_class,
+        beta=beta,
+        alpha=task.settings.alpha,
+        channel_axis=task.channel_axis,
+        places=made.places,
+        bank=made.bank,
+    )
+    asr = _measure(task, distribution)
+    return RecoveredTriggers(
+        distribution=distribution,
+        asr=asr,
+        diversity=made.diversity,
+        kept=asr.share >= beta - _SLACK,
+        iterations=made.iterations,
+        stopped=made.stopped,
+    )
+
+
+def _progress(task: _Task, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: task.problem.progress(stage, done, total)
+
+
+def _measure(task: _Task, distribution: TriggerDistribution) -> Proportion:
+    """Put a trigger on each of the measured images and run the model itself."""
+    rng = np.random.default_rng((task.problem.seed, 1))
+    triggered = distribution.apply(task.measured, distribution.sample(len(task.measured), rng), rng)
+    classes = predict(task.problem.model, task.problem.logits, triggered)
+    return Proportion(count=int((classes == task.target_class).sum()), n=len(classes))
+
+
+def _check(problem: InspectionProblem, target_class: int) -> int:
+    """Refuse what has no triggers to recover; return the axis of the channels."""
+    if not 0 <= target_class < problem.n_classes:
+        raise InputError(f"target class {target_class} does not exist; the classes are 0 to {problem.n_classes - 1}")
+    weights = {weight.name for weight in problem.model.graph.initializer}
+    names = [i.name for i in problem.model.graph.input if i.name not in weights]
+    if len(names) != 1:
+        raise _no_image(f"has {len(names)} inputs ({', '.join(names)})")
+    example = problem.inputs[0:1]
+    if example.ndim != 4 or not np.issubdtype(example.dtype, np.floating):
+        raise _no_image(f"takes {example.dtype} of shape {('N', *example.shape[1:])}")
+    if len(problem.inputs) < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"{len(problem.inputs)} samples are too few to recover triggers from; {LEAST_SAMPLES} are needed, so"
+            f" {LEAST_SAMPLES - len(problem.inputs)} are missing"
+        )
+    # Images are larger than their number of channels.
+    return 1 if example.shape[1] <= example.shape[3] else 3
+
+
+def _no_image(found: str) -> CalibrationError:
+    return CalibrationError(
+        f"recovering triggers needs a model with a single input of float images (N, K, H, W); this one {found}."
+        " BAN and suspicion need no images and work all the same"
+    )
+
+
+def _check_kinds(kinds: tuple[TriggerKind, ...], height: int, width: int) -> None:
+    for kind in kinds:
+        if kind.family == "patch" and kind.size > min(height, width):
+            raise CalibrationError(f"a {kind} is larger than the images, {height}x{width}; choose a smaller size")
