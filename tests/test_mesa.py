@@ -19,6 +19,7 @@ from calibrate.inspection.trigger_families import TriggerKind
 from calibrate.inspection.trigger_places import Places
 from calibrate.inspection.triggers import TriggerDistribution
 from calibrate.proportions import Proportion
+from calibrate.sites import RowsInMemory
 from guard.errors import CalibrationError, InputError
 
 PATCH = TriggerKind(family="patch", size=3)
@@ -171,11 +172,9 @@ def test_inputs_that_are_no_float_images_are_refused(problem, inputs):
 
 
 def test_a_model_with_several_inputs_is_refused(problem):
-    more = onnx.ModelProto()
-    more.CopyFrom(problem.model)
-    more.graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["N", 1]))
-    with pytest.raises(CalibrationError, match=r"has 2 inputs \(input, mask\)"):
-        recover_triggers(replace(problem, model=more), TARGET)
+    inputs = RowsInMemory(inputs={"image": problem.inputs, "mask": problem.inputs})
+    with pytest.raises(CalibrationError, match=r"has 2 inputs \(image, mask\)"):
+        recover_triggers(replace(problem, inputs=inputs), TARGET)
 
 
 def test_a_patch_larger_than_the_images_is_refused(problem):

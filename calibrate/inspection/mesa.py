@@ -5,13 +5,14 @@ backdoored model answers to a whole region of triggers. One generator per level 
 much entropy as it can. Blends and warps, climbing the levels, and keeping by measured success are ours.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from calibrate.differentiable import fast_precision
-from calibrate.forward import predict
+from calibrate.forward import forward
 from calibrate.inspection.mesa_findings import MesaFindings, RecoveredTriggers
 from calibrate.inspection.mesa_settings import MesaSettings
 from calibrate.inspection.problem import InspectionProblem
@@ -22,6 +23,7 @@ from calibrate.inspection.trigger_synthesis import synthesise
 from calibrate.inspection.triggers import TriggerDistribution
 from calibrate.inspection.victim import Pixels, Victim
 from calibrate.proportions import Proportion
+from calibrate.sites import RowsInMemory
 from guard.errors import CalibrationError, InputError
 from guard.types import FloatArray, IntArray
 
@@ -77,7 +79,7 @@ def recover_triggers(
 
 def _task(problem: InspectionProblem, target_class: int, settings: MesaSettings) -> _Task:
     channel_axis = _check(problem, target_class)
-    inputs = problem.inputs[0 : settings.max_images]
+    inputs = _images(problem, settings.max_images)
     others = problem.labels[: len(inputs)] != target_class
     images = np.moveaxis(inputs, channel_axis, 1).astype(np.float32)
     n_fitted = round(len(inputs) * (1 - _MEASURED_SHARE))
@@ -177,21 +179,19 @@ def _measure(task: _Task, distribution: TriggerDistribution) -> Proportion:
     """Put a trigger on each of the measured images and run the model itself."""
     rng = np.random.default_rng((task.problem.seed, 1))
     triggered = distribution.apply(task.measured, distribution.sample(len(task.measured), rng), rng)
-    classes = predict(task.problem.model, task.problem.logits, triggered)
-    return Proportion(count=int((classes == task.target_class).sum()), n=len(classes))
+    count = 0
+    rows = RowsInMemory(inputs=triggered)
+    for _, found in forward(task.problem.model, [task.problem.logits], rows, device=task.problem.device):
+        logits = found[task.problem.logits]
+        count += int(((logits.argmax(axis=1) == task.target_class) & ~np.isnan(logits).any(axis=1)).sum())
+    return Proportion(count=count, n=len(triggered))
 
 
 def _check(problem: InspectionProblem, target_class: int) -> int:
     """Refuse what has no triggers to recover; return the axis of the channels."""
     if not 0 <= target_class < problem.n_classes:
         raise InputError(f"target class {target_class} does not exist; the classes are 0 to {problem.n_classes - 1}")
-    weights = {weight.name for weight in problem.model.graph.initializer}
-    names = [i.name for i in problem.model.graph.input if i.name not in weights]
-    if len(names) != 1:
-        raise _no_image(f"has {len(names)} inputs ({', '.join(names)})")
-    example = problem.inputs[0:1]
-    if example.ndim != 4 or not np.issubdtype(example.dtype, np.floating):
-        raise _no_image(f"takes {example.dtype} of shape {('N', *example.shape[1:])}")
+    example = _images(problem, 1)
     if len(problem.inputs) < LEAST_SAMPLES:
         raise CalibrationError(
             f"{len(problem.inputs)} samples are too few to recover triggers from; {LEAST_SAMPLES} are needed, so"
@@ -199,6 +199,16 @@ def _check(problem: InspectionProblem, target_class: int) -> int:
         )
     # Images are larger than their number of channels.
     return 1 if example.shape[1] <= example.shape[3] else 3
+
+
+def _images(problem: InspectionProblem, n: int) -> FloatArray:
+    """Return the first n inputs, or refuse a model that takes no single image."""
+    inputs = problem.inputs[0:n]
+    if isinstance(inputs, Mapping):
+        raise _no_image(f"has {len(inputs)} inputs ({', '.join(inputs)})")
+    if inputs.ndim != 4 or not np.issubdtype(inputs.dtype, np.floating):
+        raise _no_image(f"takes {inputs.dtype} of shape ({', '.join(map(str, ('N', *inputs.shape[1:])))})")
+    return cast("FloatArray", inputs)
 
 
 def _no_image(found: str) -> CalibrationError:

@@ -1,6 +1,5 @@
 """Distributions of recovered triggers: sampled, put on inputs, saved and loaded."""
 
-import contextlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from calibrate.files import write_file
 from calibrate.inspection.trigger_families import FAMILIES, TriggerKind, put_on, trigger_shape
 from calibrate.inspection.trigger_places import Places, draw_corners
 from guard.errors import InputError
@@ -103,8 +103,6 @@ def save_triggers(path: str | Path, distributions: Sequence[TriggerDistribution]
     Raises:
         InputError: The file cannot be written.
     """
-    target = Path(path)
-    staging = target.with_name(f".{target.name}.partial")
     origins = [_origin(distribution) for distribution in distributions]
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {}
@@ -113,14 +111,7 @@ def save_triggers(path: str | Path, distributions: Sequence[TriggerDistribution]
         arrays |= {f"{name}_{i}": array for name, array in zip(_ARRAYS, values, strict=True)}
     origin = json.dumps({"format_version": _FORMAT_VERSION, "distributions": origins})
     np.savez_compressed(buffer, origin=np.array(origin), **arrays)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_bytes(buffer.getvalue())
-        staging.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            staging.unlink()
-        raise InputError(f"cannot write {target}: {error.strerror}; choose another place for the triggers") from error
+    write_file("--triggers", str(path), buffer.getvalue())
 
 
 def load_triggers(path: str | Path) -> tuple[TriggerDistribution, ...]:
