@@ -1,0 +1,247 @@
+"""BAN: a backdoored model under adversarial neuron noise slides towards the attacker's class.
+
+Xu, Liu, Koffas, Yu and Picek, "BAN: Detecting Backdoors Activated by Adversarial Neuron Noise", NeurIPS 2024,
+arXiv 2405.19928. A mask over the last feature map keeps what correct labels need (feature_mask); noise on the neurons
+raises the clean loss (neuron_noise). Clean inputs then vote with the noise on and only the features that correct
+labels do not need. The statistic is the largest share of one class among the votes.
+
+Ours: several seeds with an interval, the rule that turns the statistic into a verdict, and noise on models without
+BatchNorm.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calibrate.differentiable import Change, DifferentiableModel, fast_precision
+from calibrate.inspection.ban_findings import LEAST_SAMPLES, BanFindings, judge
+from calibrate.inspection.ban_settings import BanSettings
+from calibrate.inspection.feature_mask import learn_mask
+from calibrate.inspection.feature_split import FeatureSplit, find_cuts, split_features
+from calibrate.inspection.neuron_noise import ChannelMoments, NeuronNoise, Reference
+from calibrate.inspection.noise_places import Place, find_places
+from calibrate.inspection.problem import InspectionProblem
+from guard.errors import CalibrationError
+
+__all__ = ["BanFindings", "BanSettings", "detect_ban"]
+
+Tensors = Tensor | Mapping[str, Tensor]
+_LEAST_BATCH = 16  # fewer inputs have no batch statistics worth the name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What stays the same from seed to seed."""
+
+    problem: InspectionProblem
+    settings: BanSettings
+    model: DifferentiableModel
+    head: DifferentiableModel
+    split: FeatureSplit
+    places: Sequence[Place]
+    references: Mapping[str, Reference]
+    fitting: Tensors
+    labels: Tensor  # of the fitting inputs
+    features: Tensor  # of the fitting inputs
+
+    @property
+    def piece(self) -> int:
+        """Inputs per pass."""
+        return self.model.fixed_batch or self.settings.batch_size
+
+
+def detect_ban(problem: InspectionProblem, *, settings: BanSettings | None = None) -> BanFindings:
+    """Say whether a classifier under neuron noise slides towards one class, and towards which.
+
+    Args:
+        problem: The classifier and clean inputs with labels.
+        settings: How to look.
+
+    Raises:
+        CalibrationError: There are fewer than 50 inputs, nothing to put noise on, an operator without gradient, or a
+            loss that is NaN or infinite.
+    """
+    settings = settings or BanSettings()
+    if len(problem.inputs) < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"{len(problem.inputs)} clean samples are too few for BAN; expected at least {LEAST_SAMPLES}: give more, "
+            "or use the suspicion score, which needs 10"
+        )
+    task = _prepare(problem, settings)
+    generators = [torch.Generator().manual_seed(problem.seed + i) for i in range(settings.seeds)]
+    masks = list(_masks(task, generators))
+    noises = list(_noises(task, generators))
+    votes = np.stack(list(_votes(task, masks, noises)))
+    kinds = sorted({place.kind for place in task.places})
+    return judge(
+        votes=votes,
+        labels=problem.labels[: votes.shape[1]],
+        n_classes=problem.n_classes,
+        noise_on=" and ".join(kinds),
+        unneeded=_unneeded(task, masks),
+        split=task.split.tensor,
+        settings=settings,
+    )
+
+
+def _prepare(problem: InspectionProblem, settings: BanSettings) -> _Task:
+    device, precision = problem.device, fast_precision(problem.device)
+    model = DifferentiableModel(problem.model, device=device, precision=precision)
+    size = model.fixed_batch or settings.batch_size
+    cuts = find_cuts(problem.model.graph, problem.logits)
+    with torch.no_grad():
+        found = model(_padded(_tensors(problem, slice(0, 1)), model.fixed_batch or 1), outputs=cuts)
+    split = split_features(problem.model, problem.logits, {c: v.shape for c, v in zip(cuts, found, strict=True)})
+    places = find_places(problem.model.graph, split.tensor)
+    if not places:
+        raise CalibrationError(
+            f"BAN has nothing to put noise on: no convolution, matrix product or normalisation lies between the input "
+            f"and the features '{split.tensor}'; expected at least one: skip BAN for this model"
+        )
+    n_fitting = min(settings.n_fitting, len(problem.inputs))
+    features, references = _look_at_clean(problem, model, split, places, n_fitting=n_fitting, size=size)
+    return _Task(
+        problem=problem,
+        settings=settings,
+        model=model,
+        head=DifferentiableModel(split.head, device=device),
+        split=split,
+        places=places,
+        references=references,
+        fitting=_tensors(problem, slice(0, n_fitting)),
+        labels=torch.from_numpy(problem.labels[:n_fitting]).to(device),
+        features=features,
+    )
+
+
+@torch.no_grad()
+def _look_at_clean(
+    problem: InspectionProblem,
+    model: DifferentiableModel,
+    split: FeatureSplit,
+    places: Sequence[Place],
+    *,
+    n_fitting: int,
+    size: int,
+) -> tuple[Tensor, Mapping[str, Reference]]:
+    """Return the features of the fitting inputs and what the places do on them."""
+    moments = {place.tensor: ChannelMoments(place) for place in places}
+    constants = sorted({name for place in places for name in (place.scale, place.shift) if name})
+    features = []
+    for rows in _slices(n_fitting, size):
+        inputs = _padded(_tensors(problem, rows), model.fixed_batch)
+        at: dict[str, Change] = {tensor: m.record for tensor, m in moments.items()}
+        found, *values = model(inputs, outputs=[split.tensor, *constants], at=at)
+        features.append(found[: rows.stop - rows.start])
+        problem.progress("BAN: clean features", rows.stop, n_fitting)
+    by_name = dict(zip(constants, values, strict=True))
+    return torch.cat(features), {tensor: m.reference(by_name) for tensor, m in moments.items()}
+
+
+def _masks(task: _Task, generators: Sequence[torch.Generator]) -> Iterator[Tensor]:
+    def head(features: Tensor) -> Tensor:
+        return task.head(features, outputs=[task.problem.logits])[0]
+
+    for i, generator in enumerate(generators):
+        yield learn_mask(
+            head,
+            task.features,
+            task.labels,
+            settings=task.settings,
+            generator=generator,
+            report=_counter(task, "BAN: feature masks", i, task.settings.mask_steps),
+        )
+
+
+def _noises(task: _Task, generators: Sequence[torch.Generator]) -> Iterator[NeuronNoise]:
+    """Seek one noise per seed: every step sees another batch, so that it serves the whole fitting set."""
+    settings = task.settings
+    for i, generator in enumerate(generators):
+        report = _counter(task, "BAN: neuron noise", i, settings.noise_steps)
+        noise = NeuronNoise(
+            task.places,
+            task.references,
+            size=settings.noise,
+            batch_statistics=task.piece >= _LEAST_BATCH,
+            generator=generator,
+        )
+        for step in range(1, settings.noise_steps + 1):
+            _add_gradients(task, noise, generator, step)
+            noise.ascend(settings.noise / settings.noise_steps, limit=settings.noise if settings.project else None)
+            report(step)
+        yield noise
+
+
+def _add_gradients(task: _Task, noise: NeuronNoise, generator: torch.Generator, step: int) -> None:
+    n_pieces = -(-task.settings.batch_size // task.piece)
+    for _ in range(n_pieces):
+        rows = torch.randint(len(task.labels), (task.piece,), generator=generator)
+        inputs = _each(lambda tensor, rows=rows: tensor[rows], task.fitting)
+        (logits,) = task.model(inputs, outputs=[task.problem.logits], at=noise.changes(training=True))
+        loss = F.cross_entropy(logits, task.labels[rows.to(task.labels.device)])
+        if not torch.isfinite(loss):
+            raise CalibrationError(
+                f"BAN's loss under neuron noise is {loss.item()} at step {step} of {task.settings.noise_steps}; "
+                "expected a finite number: lower `noise`, or check the model's logits on the clean data"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+@torch.no_grad()
+def _votes(task: _Task, masks: Sequence[Tensor], noises: Sequence[NeuronNoise]) -> Iterator[np.ndarray]:
+    """Yield (N,) the classes voted for, seed by seed."""
+    n = min(len(task.problem.inputs), task.settings.n_votes)
+    for i, (mask, noise) in enumerate(zip(masks, noises, strict=True)):
+        report = _counter(task, "BAN: votes", i, n)
+        at = with_rest(noise.changes(training=False), task.split.tensor, mask)
+        classes = []
+        for rows in _slices(n, task.piece):
+            inputs = _padded(_tensors(task.problem, rows), task.model.fixed_batch)
+            (logits,) = task.model(inputs, outputs=[task.problem.logits], at=at)
+            classes.append(logits[: rows.stop - rows.start].argmax(1).cpu().numpy())
+            report(rows.stop)
+        yield np.concatenate(classes)
+
+
+def with_rest(changes: Mapping[str, Change], tensor: str, mask: Tensor) -> Mapping[str, Change]:
+    """Return the changes with what the mask leaves out, (1 - m), put on the features last."""
+    before = changes.get(tensor, lambda z: z)
+    return {**changes, tensor: lambda z: before(z) * (1 - mask)}
+
+
+def _unneeded(task: _Task, masks: Sequence[Tensor]) -> np.ndarray:
+    """Return (K,) the mean of 1 - m over positions and seeds."""
+    rest = 1 - torch.stack(list(masks)).mean(0)
+    axis = next((s.channel_axis for s in task.problem.sites if s.tensor == task.split.tensor), 1) % (rest.dim() + 1)
+    return rest.movedim(axis - 1, 0).flatten(1).mean(1).cpu().numpy() if rest.dim() > 1 else rest.cpu().numpy()
+
+
+def _counter(task: _Task, stage: str, seed: int, per_seed: int) -> Callable[[int], None]:
+    total = task.settings.seeds * per_seed
+    return lambda done: task.problem.progress(stage, seed * per_seed + done, total)
+
+
+def _tensors(problem: InspectionProblem, rows: slice) -> Tensors:
+    return _each(torch.from_numpy, problem.inputs[rows])
+
+
+def _padded(inputs: Tensors, size: int | None) -> Tensors:
+    """Repeat the last row up to a batch of fixed size, if there is one."""
+    if size is None:
+        return inputs
+    return _each(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), inputs)
+
+
+def _each(function, inputs):
+    if isinstance(inputs, Mapping):
+        return {name: function(array) for name, array in inputs.items()}
+    return function(inputs)
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
