@@ -11,6 +11,7 @@ BatchNorm.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calibrate.differentiable import Change, DifferentiableModel, fast_precision
-from calibrate.inspection.ban_findings import LEAST_SAMPLES, BanFindings, judge
+from calibrate.forward import batches
+from calibrate.inspection.ban_findings import LEAST_SAMPLES, BanFindings, findings_of
 from calibrate.inspection.ban_settings import BanSettings
 from calibrate.inspection.feature_mask import learn_mask
 from calibrate.inspection.feature_split import FeatureSplit, find_cuts, split_features
@@ -26,6 +28,8 @@ from calibrate.inspection.neuron_noise import ChannelMoments, NeuronNoise, Refer
 from calibrate.inspection.noise_places import Place, find_places
 from calibrate.inspection.problem import InspectionProblem
 from guard.errors import CalibrationError
+from guard.rows import each
+from guard.types import FloatArray, IntArray
 
 __all__ = ["BanFindings", "BanSettings", "detect_ban"]
 
@@ -75,15 +79,14 @@ def detect_ban(problem: InspectionProblem, *, settings: BanSettings | None = Non
     generators = [torch.Generator().manual_seed(problem.seed + i) for i in range(settings.seeds)]
     masks = list(_masks(task, generators))
     noises = list(_noises(task, generators))
-    votes = np.stack(list(_votes(task, masks, noises)))
-    kinds = sorted({place.kind for place in task.places})
-    return judge(
-        votes=votes,
-        labels=problem.labels[: votes.shape[1]],
-        n_classes=problem.n_classes,
-        noise_on=" and ".join(kinds),
+    votes = list(_votes(task, masks, noises))
+    return findings_of(
+        votes,
+        problem.labels[: len(votes[0])],
+        problem.n_classes,
+        noise_on=" and ".join(sorted({place.kind for place in task.places})),
+        features=task.split.tensor,
         unneeded=_unneeded(task, masks),
-        split=task.split.tensor,
         settings=settings,
     )
 
@@ -132,7 +135,7 @@ def _look_at_clean(
     moments = {place.tensor: ChannelMoments(place) for place in places}
     constants = sorted({name for place in places for name in (place.scale, place.shift) if name})
     features = []
-    for rows in _slices(n_fitting, size):
+    for rows in batches(n_fitting, size):
         inputs = _padded(_tensors(problem, rows), model.fixed_batch)
         at: dict[str, Change] = {tensor: m.record for tensor, m in moments.items()}
         found, *values = model(inputs, outputs=[split.tensor, *constants], at=at)
@@ -144,7 +147,10 @@ def _look_at_clean(
 
 def _masks(task: _Task, generators: Sequence[torch.Generator]) -> Iterator[Tensor]:
     def head(features: Tensor) -> Tensor:
-        return task.head(features, outputs=[task.problem.logits])[0]
+        pieces = torch.split(features, task.model.fixed_batch or len(features))
+        whole = (_padded(piece, task.model.fixed_batch) for piece in pieces)
+        logits = (task.head(piece, outputs=[task.problem.logits])[0] for piece in whole)
+        return torch.cat(list(logits))[: len(features)]
 
     for i, generator in enumerate(generators):
         yield learn_mask(
@@ -180,7 +186,7 @@ def _add_gradients(task: _Task, noise: NeuronNoise, generator: torch.Generator, 
     n_pieces = -(-task.settings.batch_size // task.piece)
     for _ in range(n_pieces):
         rows = torch.randint(len(task.labels), (task.piece,), generator=generator)
-        inputs = _each(lambda tensor, rows=rows: tensor[rows], task.fitting)
+        inputs = each(itemgetter(rows), task.fitting)
         (logits,) = task.model(inputs, outputs=[task.problem.logits], at=noise.changes(training=True))
         loss = F.cross_entropy(logits, task.labels[rows.to(task.labels.device)])
         if not torch.isfinite(loss):
@@ -192,14 +198,14 @@ def _add_gradients(task: _Task, noise: NeuronNoise, generator: torch.Generator, 
 
 
 @torch.no_grad()
-def _votes(task: _Task, masks: Sequence[Tensor], noises: Sequence[NeuronNoise]) -> Iterator[np.ndarray]:
+def _votes(task: _Task, masks: Sequence[Tensor], noises: Sequence[NeuronNoise]) -> Iterator[IntArray]:
     """Yield (N,) the classes voted for, seed by seed."""
     n = min(len(task.problem.inputs), task.settings.n_votes)
     for i, (mask, noise) in enumerate(zip(masks, noises, strict=True)):
         report = _counter(task, "BAN: votes", i, n)
         at = with_rest(noise.changes(training=False), task.split.tensor, mask)
         classes = []
-        for rows in _slices(n, task.piece):
+        for rows in batches(n, task.piece):
             inputs = _padded(_tensors(task.problem, rows), task.model.fixed_batch)
             (logits,) = task.model(inputs, outputs=[task.problem.logits], at=at)
             classes.append(logits[: rows.stop - rows.start].argmax(1).cpu().numpy())
@@ -208,12 +214,16 @@ def _votes(task: _Task, masks: Sequence[Tensor], noises: Sequence[NeuronNoise]) 
 
 
 def with_rest(changes: Mapping[str, Change], tensor: str, mask: Tensor) -> Mapping[str, Change]:
-    """Return the changes with what the mask leaves out, (1 - m), put on the features last."""
-    before = changes.get(tensor, lambda z: z)
-    return {**changes, tensor: lambda z: before(z) * (1 - mask)}
+    """Return the changes, and after them what the mask leaves out, (1 - m), put on the features."""
+    before = changes.get(tensor)
+
+    def rest(features: Tensor) -> Tensor:
+        return (features if before is None else before(features)) * (1 - mask)
+
+    return {**changes, tensor: rest}
 
 
-def _unneeded(task: _Task, masks: Sequence[Tensor]) -> np.ndarray:
+def _unneeded(task: _Task, masks: Sequence[Tensor]) -> FloatArray:
     """Return (K,) the mean of 1 - m over positions and seeds."""
     rest = 1 - torch.stack(list(masks)).mean(0)
     axis = next((s.channel_axis for s in task.problem.sites if s.tensor == task.split.tensor), 1) % (rest.dim() + 1)
@@ -226,22 +236,11 @@ def _counter(task: _Task, stage: str, seed: int, per_seed: int) -> Callable[[int
 
 
 def _tensors(problem: InspectionProblem, rows: slice) -> Tensors:
-    return _each(torch.from_numpy, problem.inputs[rows])
+    return each(torch.from_numpy, problem.inputs[rows])
 
 
 def _padded(inputs: Tensors, size: int | None) -> Tensors:
     """Repeat the last row up to a batch of fixed size, if there is one."""
     if size is None:
         return inputs
-    return _each(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), inputs)
-
-
-def _each(function, inputs):
-    if isinstance(inputs, Mapping):
-        return {name: function(array) for name, array in inputs.items()}
-    return function(inputs)
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
+    return each(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), inputs)

@@ -1,5 +1,6 @@
 """Cut a classifier f = h o g at its last feature map: g from input to features, h from features to logits."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ def find_cuts(graph: onnx.GraphProto, logits: str) -> tuple[str, ...]:
     last_use = {name: place for place, node in enumerate(nodes) for name in node.input if name in live}
     last_use[logits] = len(nodes)
     is_open = {i.name for i in graph.input} & last_use.keys()
-    cuts = []
+    cuts: list[str] = []
     for place, node in enumerate(nodes):
         is_open = {name for name in is_open if last_use[name] > place}
         is_open.update(name for name in node.output if last_use.get(name, -1) > place)
@@ -122,7 +123,4 @@ def _layers_behind(graph: onnx.GraphProto, cut: str, logits: str) -> int:
 
 def _n_positions(shape: Sequence[int]) -> int:
     """Return H * W, whichever side the channels are on."""
-    positions = 1
-    for size in shape[2:]:
-        positions *= size
-    return positions
+    return math.prod(shape[2:])

@@ -80,7 +80,7 @@ class NeuronNoise:
         """Take a step along the sign of the gradients, within the limit if there is one, and drop the gradients."""
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter += step * parameter.grad.sign()
+                parameter.add_(step * parameter.grad.sign())
                 parameter.grad = None
             if limit is not None:
                 parameter.clamp_(-limit, limit)

@@ -92,9 +92,7 @@ def _normalisation(node: onnx.NodeProto, flow: _Flow) -> Place | None:
     if node.op_type == "Add":
         return _spelled_out(node, flow)
     if node.op_type == "BatchNormalization":
-        return Place(
-            tensor=node.output[0], kind="BatchNorm", channel_axis=1, scale=node.input[1], shift=node.input[2]
-        )
+        return Place(tensor=node.output[0], kind="BatchNorm", channel_axis=1, scale=node.input[1], shift=node.input[2])
     if node.op_type not in _OVER_POSITIONS + _OVER_TAIL or _is_scaled_later(node, flow):
         return None
     return Place(
