@@ -31,7 +31,7 @@ from guard.errors import CalibrationError
 from guard.rows import each
 from guard.types import FloatArray, IntArray
 
-__all__ = ["BanFindings", "BanSettings", "detect_ban"]
+__all__ = ["BanFindings", "BanSettings", "detect_ban", "with_rest"]
 
 Tensors = Tensor | Mapping[str, Tensor]
 _LEAST_BATCH = 16  # fewer inputs have no batch statistics worth the name
