@@ -1,18 +1,19 @@
 """A model that runs: the protocol the guard relies on, and its one implementation on onnxruntime."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from guard.errors import InputError, ModelError
+from guard.errors import ModelError
+from guard.input_checks import ArraysByName, SharedAxis, check_inputs, check_shared_axes
 from guard.rows import n_rows
 from guard.types import Inputs, TensorSpec
 
-__all__ = ["CPU", "CUDA", "Model", "OrtModel", "check_inputs"]
+__all__ = ["CPU", "CUDA", "Model", "OrtModel"]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -25,8 +26,6 @@ _DTYPES = {
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 _ERROR_LEVEL = 3
-
-_ByName = Mapping[str, NDArray[np.generic]]
 
 
 class Model(Protocol):
@@ -68,6 +67,7 @@ class OrtModel:
         self._label = label
         self._session = _open_session(model, label, threads or _usable_cores(), provider)
         declared = tuple(_spec(i) for i in self._session.get_inputs())
+        self._shared_axes = _shared_axes(self._session.get_inputs())
         self._batch = _common_batch(declared, label)
         self._inputs = tuple(spec.with_free_batch() for spec in declared)
         self._outputs = tuple(_spec(o) for o in self._session.get_outputs())
@@ -85,6 +85,7 @@ class OrtModel:
     def run(self, inputs: Inputs, names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
         """Return the named outputs for these inputs, row for row (see Model.run)."""
         arrays = check_inputs(inputs, self._inputs)
+        check_shared_axes(arrays, self._shared_axes)
         if self._batch is None:
             return self._run(arrays, names)
         batch = self._batch
@@ -94,7 +95,7 @@ class OrtModel:
         ]
         return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
 
-    def _run_padded(self, arrays: _ByName, batch: int, names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
+    def _run_padded(self, arrays: ArraysByName, batch: int, names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
         """Run up to a batch of rows as a whole one, and drop what the padding answers."""
         n = n_rows(arrays)
         padded = {name: np.concatenate([a, np.repeat(a[-1:], batch - n, axis=0)]) for name, a in arrays.items()}
@@ -108,66 +109,11 @@ class OrtModel:
         # A first axis that joins N with others, such as N * windows, is cut in proportion.
         return tuple(output[: len(output) * n // batch] for output in outputs)
 
-    def _run(self, arrays: _ByName, names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
+    def _run(self, arrays: ArraysByName, names: Sequence[str]) -> tuple[NDArray[np.generic], ...]:
         try:
             return tuple(self._session.run(list(names), arrays))
         except _ORT_ERRORS as error:
             raise ModelError(f"the {self._label} model failed to run: {_first_line(error)}") from error
-
-
-def check_inputs(inputs: Inputs, specs: Sequence[TensorSpec]) -> _ByName:
-    """Return inputs by name, and refuse what is not as the specs say.
-
-    Args:
-        inputs: Arrays by name, or one array for a model with one input.
-        specs: The model's inputs.
-
-    Raises:
-        InputError: An input is missing or unknown; wrong dtype or shape, no rows, NaN or infinity; or another N.
-    """
-    arrays = _by_name(inputs, specs)
-    for spec in specs:
-        _check_input(arrays[spec.name], spec)
-    first, *others = arrays
-    for name in others:
-        if len(arrays[name]) != len(arrays[first]):
-            raise InputError(
-                f"input {name} has {len(arrays[name])} rows and input {first} has {len(arrays[first])};"
-                " every input takes one row per sample"
-            )
-    return arrays
-
-
-def _by_name(inputs: Inputs, specs: Sequence[TensorSpec]) -> _ByName:
-    """Return the inputs in the model's own order."""
-    taken = f"the model takes {', '.join(spec.name for spec in specs)}"
-    if not isinstance(inputs, Mapping):
-        if len(specs) != 1:
-            raise InputError(f"one array was given; {taken}: give a mapping with an array for each")
-        return {specs[0].name: inputs}
-    if missing := [spec.name for spec in specs if spec.name not in inputs]:
-        raise InputError(f"input {missing[0]!r} is missing; {taken}")
-    if unknown := [name for name in inputs if name not in {spec.name for spec in specs}]:
-        raise InputError(f"input {unknown[0]!r} is unknown; {taken}")
-    return {spec.name: inputs[spec.name] for spec in specs}
-
-
-def _check_input(inputs: NDArray[np.generic], spec: TensorSpec) -> None:
-    if inputs.dtype != np.dtype(spec.dtype):
-        raise InputError(f"input {spec.name} has dtype {inputs.dtype}; the model takes {spec.dtype}")
-    fits = inputs.ndim == len(spec.shape) and all(
-        want in (None, got) for want, got in zip(spec.shape, inputs.shape, strict=True)
-    )
-    if not fits:
-        raise InputError(f"input {spec.name} has shape {inputs.shape}; the model takes {spec}")
-    if inputs.size == 0:
-        raise InputError(f"input {spec.name} has shape {inputs.shape}, which holds no values; send at least one row")
-    if np.issubdtype(inputs.dtype, np.inexact) and not np.isfinite(inputs).all():
-        bad = np.flatnonzero(~np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1))
-        raise InputError(
-            f"input {spec.name} holds NaN or infinity in {len(bad)} of {len(inputs)} rows, the first is row {bad[0]};"
-            " only finite values can be judged"
-        )
 
 
 def _open_session(model: bytes, label: str, threads: int, provider: str) -> ort.InferenceSession:
@@ -205,6 +151,16 @@ def _common_batch(inputs: Sequence[TensorSpec], label: str) -> int | None:
             " of one size: export it with a free batch axis"
         )
     return next(iter(fixed), None)
+
+
+def _shared_axes(inputs: Sequence[ort.NodeArg]) -> list[SharedAxis]:
+    """Return the axes that several inputs call by one name, such as ``sequence``: to ONNX they are of one size."""
+    places: dict[str, list[tuple[str, int]]] = {}
+    for node in inputs if len(inputs) > 1 else ():
+        for axis, size in enumerate(node.shape[1:], start=1):
+            if isinstance(size, str):
+                places.setdefault(size, []).append((node.name, axis))
+    return [places_of_one for places_of_one in places.values() if len(places_of_one) > 1]
 
 
 def _usable_cores() -> int:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from guard.bundle import Bundle, load_bundle
 from guard.conformal import exceeds, p_values
 from guard.errors import BundleError, InputError, ModelError
+from guard.input_checks import check_inputs
 from guard.manifest import Manifest
-from guard.model import CPU, Model, OrtModel, check_inputs
+from guard.model import CPU, Model, OrtModel
 from guard.rows import n_rows
 from guard.scores import SCORES, correct, divergence, logits_from_probabilities, predicted_class
 from guard.types import Answers, BoolArray, FloatArray, Inputs, ModelRun, Verdict

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from guard import Guard
 from guard.bundle import Bundle
-from guard.model import check_inputs
+from guard.input_checks import check_inputs
 from guard.types import TensorSpec
 from serving._pb import open_inference_pb2 as pb
 from serving.config import Limits, ServerConfig

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from guard.errors import InputError, ModelError
-from guard.model import CPU, CUDA, OrtModel, check_inputs
+from guard.input_checks import check_inputs
+from guard.model import CPU, CUDA, OrtModel
 from guard.types import TensorSpec
 
 FLOAT, FLOAT16, DOUBLE, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64
@@ -164,6 +165,25 @@ def test_several_inputs_run_by_name_whatever_the_batch_axes_are(batches, n):
     assert [spec.name for spec in model.inputs] == ["a", "b"]
     (y,) = model.run({"b": rows(n), "a": 2 * rows(n)}, ["y"])
     assert y.tolist() == (3 * rows(n)).tolist()
+
+
+@pytest.mark.parametrize("names", [("L", "L"), ("L", "M"), (None, None)])
+def test_axes_that_share_a_name_must_be_as_long_as_each_other(names):
+    both = {name: (FLOAT, ["N", axis]) for name, axis in zip("ab", names, strict=True)}
+    node = helper.make_node("Concat", ["a", "b"], ["y"], axis=1)
+    model = opened(onnx_model([node], inputs=both, outputs={"y": (FLOAT, ["N", "K"])}))
+    inputs = {"a": rows(2), "b": rows(2)[:, :2]}
+    if names == ("L", "L"):
+        with pytest.raises(InputError, match=r"input b has shape \(2, 2\) and input a has shape \(2, 3\); .* axis 1"):
+            model.run(inputs, ["y"])
+    else:
+        assert model.run(inputs, ["y"])[0].shape == (2, 5)
+
+
+@pytest.mark.parametrize("inputs", [rows(2).tolist(), {"x": rows(2).tolist()}, None])
+def test_what_is_no_array_is_refused(inputs):
+    with pytest.raises(InputError, match=r"^input x is a \w+; give a numpy array of float32$"):
+        opened(doubling()).run(inputs, ["y"])
 
 
 def test_a_single_input_may_come_by_name_too():

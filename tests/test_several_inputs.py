@@ -165,8 +165,8 @@ def test_a_guard_refuses_one_array(bundle):
         Guard.load(bundle, threads=1)(CLEAN[IDS])
 
 
-def request_of(inputs):
-    request = pb.ModelInferRequest(model_name="texts")
+def request_of(inputs, *, model="texts"):
+    request = pb.ModelInferRequest(model_name=model)
     for name, array in inputs.items():
         datatype = {"int64": "INT64", "int32": "INT32", "float32": "FP32"}[array.dtype.name]
         request.inputs.add(name=name, datatype=datatype, shape=array.shape)
@@ -216,6 +216,17 @@ def test_a_fixed_batch_of_any_input_changes_no_verdict(bundle, clean, tmp_path, 
     assert fixed.manifest.inputs == SPECS
     verdicts = [guard({k: v[:7] for k, v in TRIGGERED.items()}) for guard in (fixed, Guard.load(bundle, threads=1))]
     assert verdicts[0].outputs.tobytes() == verdicts[1].outputs.tobytes()
+
+
+def test_texts_of_any_length_are_taken_where_the_model_leaves_it_free_but_of_one_length_at_a_time(clean, tmp_path):
+    onnx.save(text_classifier(length="sequence"), tmp_path / "free.onnx")
+    guard = Guard.load(fit(tmp_path / "free.onnx", clean, tmp_path / "bundle"), threads=1)
+    short = {name: array[:, :4] for name, array in CLEAN.items()}
+    assert guard.run_original(short).outputs.tolist() == votes(short).tolist()
+    with live(guard) as server:
+        code, details = server.refuses(request_of({**CLEAN, MASK: short[MASK]}, model="free"))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "input attention_mask has shape (20, 4) and input input_ids has shape (20, 8)" in details
 
 
 def test_the_commands_take_models_with_several_inputs(model, clean, tmp_path, capsys):

@@ -19,8 +19,10 @@ TRIGGER, TARGET = 3, 0
 _TABLE = np.concatenate([np.eye(N_CLASSES), 50 * np.eye(N_CLASSES)[[TARGET]]]).astype(np.float32)
 
 
-def text_classifier(*, ids_batch: int | str = "N", mask_batch: int | str = "N") -> onnx.ModelProto:
-    """Build (N, LENGTH) int64 token ids and a float32 mask -> relu(votes) -> logits (N, N_CLASSES)."""
+def text_classifier(
+    *, ids_batch: int | str = "N", mask_batch: int | str = "N", length: int | str = LENGTH
+) -> onnx.ModelProto:
+    """Build (N, length) int64 token ids and a float32 mask -> relu(votes) -> logits (N, N_CLASSES)."""
     nodes = [
         helper.make_node("Gather", ["table", IDS], ["embedded"]),
         helper.make_node("Unsqueeze", [MASK, "last"], ["weights"]),
@@ -34,8 +36,8 @@ def text_classifier(*, ids_batch: int | str = "N", mask_batch: int | str = "N") 
         nodes,
         "texts",
         [
-            helper.make_tensor_value_info(IDS, TensorProto.INT64, [ids_batch, LENGTH]),
-            helper.make_tensor_value_info(MASK, TensorProto.FLOAT, [mask_batch, LENGTH]),
+            helper.make_tensor_value_info(IDS, TensorProto.INT64, [ids_batch, length]),
+            helper.make_tensor_value_info(MASK, TensorProto.FLOAT, [mask_batch, length]),
         ],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", N_CLASSES])],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
