@@ -35,7 +35,7 @@ def test_an_interrupt_leaves_an_earlier_bundle_and_nothing_else(digits, digits_b
         shutil.copytree(digits_bundle, tmp_path / "bundle")
     status, told = _interrupt_after(stage, [
         str(digits.model), "--data", str(_unlabelled(digits.clean, tmp_path.parent / f"{tmp_path.name}.npz")),
-        "--bundle", str(tmp_path / "bundle"), "--method", "unit", "--target-fpr", "0.05",
+        "--bundle", str(tmp_path / "bundle"), "--method", "unit-published", "--target-fpr", "0.05",
     ])  # fmt: skip
     assert (status, told.splitlines()[-1]) == (130, "guard-calibrate: interrupted; nothing was written")
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"] * is_replaced

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calibrate.differentiable import Change, DifferentiableModel
+from calibrate.differentiable import Change, DifferentiableModel, Precision
 from calibrate.sites import Site
 from guard.rows import each, n_rows
-from guard.types import Inputs, IntArray
+from guard.types import BoolArray, Inputs, IntArray
 
 __all__ = ["ClippedClassifier", "LabelledInputs", "clip_at"]
 
@@ -65,12 +65,20 @@ class ClippedClassifier:
         sites: The activations to clip.
         batch_size: Inputs per forward and backward pass: what memory grows with.
         device: Where to compute, as torch names it.
+        precision: In what weights and activations are held (see DifferentiableModel); logits are float32 all the same.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, logits: str, sites: Sequence[Site], *, batch_size: int, device: str = "cpu"
+        self,
+        model: onnx.ModelProto,
+        logits: str,
+        sites: Sequence[Site],
+        *,
+        batch_size: int,
+        device: str = "cpu",
+        precision: Precision = "float32",
     ) -> None:
-        self._model = DifferentiableModel(model, device=device)
+        self._model = DifferentiableModel(model, device=device, precision=precision)
         self._logits = logits
         self._sites = tuple(site.tensor for site in sites)
         self._batch_size = self._model.fixed_batch or batch_size
@@ -105,13 +113,19 @@ class ClippedClassifier:
             total += loss.item()
         return total
 
-    @torch.no_grad()
     def accuracy(
         self, data: LabelledInputs, upper: Mapping[str, Tensor], lower: Mapping[str, Tensor] = _NO_BOUNDS
     ) -> float:
         """Return the fraction of the data that is classified as labelled."""
-        n_right = 0
-        for inputs, labels in data.batches(self._batch_size):
-            predicted = self.logits(inputs, upper, lower).argmax(1)
-            n_right += int((predicted == labels.to(self.device)).sum())
-        return n_right / len(data)
+        return int(self.is_right(data, upper, lower).sum()) / len(data)
+
+    @torch.no_grad()
+    def is_right(
+        self, data: LabelledInputs, upper: Mapping[str, Tensor], lower: Mapping[str, Tensor] = _NO_BOUNDS
+    ) -> BoolArray:
+        """Return (N,) which rows of the data are classified as labelled."""
+        rows = [
+            self.logits(inputs, upper, lower).argmax(1).cpu() == labels
+            for inputs, labels in data.batches(self._batch_size)
+        ]
+        return torch.cat(rows).numpy()

@@ -1,208 +1,261 @@
-"""UNIT: the tightest bound per neuron that keeps accuracy, learned by gradient descent.
+"""UNIT, ours: the tightest bounds per channel under which the model still says what it said, by gradient descent.
 
-Cheng, Shen, Zhang, Tao, An, Guo, Ma and Zhang, "UNIT: Backdoor Mitigation via Automated Neural Distribution
-Tightening", ECCV 2024, arXiv 2407.11372. Over the bounds b = max(p, 0) it minimises
+After Cheng et al., ECCV 2024, arXiv 2407.11372, whose code `unit_published` follows. Over the bounds b = m + s exp(t),
+with m and s the mean and standard deviation over inputs of the channel's maximum over positions, it minimises
 
-    mean cross-entropy of the clipped network + cost * sum over sites of the mean of b
+    mean of KL(softmax f || softmax g) on clean inputs + cost * sum over sites of the mean of exp(t)
 
-and keeps the bounds with the smallest sum among those that pass validation. The cost follows `unit_schedule`.
+where f is the original and g the bounded model. A site that goes negative is bounded from below alike, by its minima.
+Kept are the bounds of the smallest sum among those whose accuracy drop on inputs not learned from is, with confidence,
+within a share of the drop allowed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from calibrate.bounds.clipped_classifier import ClippedClassifier, LabelledInputs
-from calibrate.bounds.unit_schedule import next_cost, start_cost
-from calibrate.bounds.unit_settings import UnitSettings
-from calibrate.sites import ActivationBounds, BoundsProblem, Progress, RowsInMemory, Site
-from calibrate.statistics import Moments, site_moments
+from calibrate.bounds.extreme_bounds import ExtremeBounds
+from calibrate.bounds.unit_schedule import CostSchedule, next_cost, start_cost
+from calibrate.bounds.validation import split_for_validation
+from calibrate.differentiable import fast_precision
+from calibrate.evaluation import accuracy_drop_limit
+from calibrate.sites import ActivationBounds, BoundsProblem, Progress, RowsInMemory
+from calibrate.statistics import observe
 from guard.errors import CalibrationError
 from guard.rows import each
-from guard.types import IntArray
+from guard.types import BoolArray, FloatArray
 
-__all__ = ["UnitSettings", "fit_unit", "split_in_classes"]
+__all__ = ["UnitSettings", "fit_unit"]
 
-_ROUNDING = 1e-9  # accuracies are fractions of whole counts: a tie must not fail by the last bit
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitSettings:
+    """How bounds are learned.
+
+    Args:
+        deviations: Where they start: so many standard deviations above the mean of the maxima.
+        steps: Updates at most.
+        batch_size: Inputs per update.
+        learning_rate: Of Adam, on t: about the share by which one step moves a bound's distance from the mean.
+        betas: Of Adam.
+        schedule: Of the cost of loose bounds; it moves at every check.
+        check_every: Updates between two checks of the accuracy.
+        stop_after: Stop when so many checks in a row brought no better bounds.
+        validation_fraction: The part of every class that decides which bounds pass, and is not learned from.
+        drop_share: The share of the accuracy drop allowed that the bounds may use up: tighter ones detect worse.
+        confidence: Of the limit on the accuracy drop, one-sided.
+    """
+
+    deviations: float = 4.0
+    steps: int = 240
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    betas: tuple[float, float] = (0.5, 0.9)
+    schedule: CostSchedule = field(default_factory=lambda: CostSchedule(patience=1, max_cost=1e2))
+    check_every: int = 4
+    stop_after: int = 20
+    validation_fraction: float = 0.5
+    drop_share: float = 0.5
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """What stays the same from step to step."""
+    """What stays the same from step to step.
+
+    Args:
+        classifier: Computes f and g.
+        fitting: What is learned from.
+        original: (N, C) f's log-probabilities of that.
+        validation: What decides which bounds pass.
+        original_right: (N,) its rows that f gets right.
+        allowed_drop: The greatest limit on the accuracy drop that passes.
+        settings: How to learn.
+        seed: Of the order of the inputs.
+        progress: Told after every step.
+    """
 
     classifier: ClippedClassifier
     fitting: LabelledInputs
+    original: Tensor
     validation: LabelledInputs
-    original_accuracy: float
-    max_accuracy_drop: float
+    original_right: BoolArray
+    allowed_drop: float
     settings: UnitSettings
+    seed: int
     progress: Progress
-
-    def admits(self, accuracy: float) -> bool:
-        """Whether bounds of this validation accuracy may be kept."""
-        return accuracy >= self.original_accuracy - self.max_accuracy_drop - _ROUNDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """Bounds that may be kept: their penalty, and the validation accuracy that decides."""
+    """Bounds that may be kept: their penalty, and the limit on the accuracy drop that decides."""
 
     step: int
     penalty: float
-    accuracy: float
-    upper: Mapping[str, Tensor]
+    drop_limit: float
+    upper: Mapping[str, FloatArray]
+    lower: Mapping[str, FloatArray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """The bounds that are kept, and how the descent went."""
+    """The bounds that are kept, and how the descent went; ``stopped`` says what broke it off."""
 
     kept: _Candidate
     n_passed: int
     final_cost: float
+    stopped: str | None
 
 
-def fit_unit(problem: BoundsProblem, *, settings: UnitSettings | None = None, device: str = "cpu") -> ActivationBounds:
-    """Learn one upper bound per neuron or channel; per channel wherever a site has a free axis besides N.
-
-    The inputs are held in memory, model-ready; activations only ``batch_size`` inputs at a time. If no step
-    passes validation, the last bounds are returned, and the settings say so: ``n_passed`` is 0.
-
-    Args:
-        problem: What is to be bounded, and the data.
-        settings: How to learn.
-        device: Where to compute, as torch names it.
+def fit_unit(problem: BoundsProblem, *, settings: UnitSettings | None = None) -> ActivationBounds:
+    """Learn one bound per channel, on both sides where a site goes negative.
 
     Raises:
-        CalibrationError: There are too few samples for validation, or no gradient can be computed.
+        CalibrationError: There are too few samples for validation, no gradient can be computed, no bounds keep the
+            accuracy, or the loss is no number before any do.
     """
-    settings = _for_sites(settings or UnitSettings(), problem.sites)
-    fitting, validation = _load(problem, settings)
-    classifier = ClippedClassifier(
-        problem.model, problem.logits, problem.sites, batch_size=settings.batch_size, device=device
-    )
-    task = _Task(
-        classifier=classifier,
-        fitting=fitting,
-        validation=validation,
-        original_accuracy=classifier.accuracy(validation, {}),
-        max_accuracy_drop=problem.max_accuracy_drop,
-        settings=settings,
-        progress=problem.progress,
-    )
-    moments = site_moments(
+    settings = settings or UnitSettings()
+    fitting, validation = split_for_validation(problem, fraction=settings.validation_fraction)
+    observed = observe(
         problem.model,
+        problem.logits,
         problem.sites,
         RowsInMemory(inputs=each(Tensor.numpy, fitting.inputs)),
-        pooling=settings.granularity,
+        poolings=["maximum", "minimum"],
+        progress=problem.progress,
+        device=problem.device,
+    )
+    bounds = ExtremeBounds.of(
+        observed.moments["maximum"],
+        observed.moments["minimum"],
+        deviations=settings.deviations,
+        device=problem.device,
+    )
+    task = _task(problem, fitting, validation, settings)
+    return _report(task, _descend(task, bounds))
+
+
+def _task(problem: BoundsProblem, fitting: LabelledInputs, validation: LabelledInputs, settings: UnitSettings) -> _Task:
+    classifier = ClippedClassifier(
+        problem.model,
+        problem.logits,
+        problem.sites,
+        batch_size=settings.batch_size,
+        device=problem.device,
+        precision=fast_precision(problem.device),
+    )
+    with torch.no_grad():
+        original = [classifier.logits(inputs, {}) for inputs, _ in fitting.batches(settings.batch_size)]
+    return _Task(
+        classifier=classifier,
+        fitting=fitting,
+        original=torch.cat(original).log_softmax(1),
+        validation=validation,
+        original_right=classifier.is_right(validation, {}),
+        allowed_drop=settings.drop_share * problem.max_accuracy_drop,
+        settings=settings,
+        seed=problem.seed,
         progress=problem.progress,
     )
-    parameters = _starting_bounds(moments, settings, device)
-    return _report(task, _descend(task, parameters, _learning_rates(moments, settings)))
 
 
-def split_in_classes(labels: IntArray, *, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
-    """Draw this fraction of every class; return the rows of the rest and the rows drawn, both sorted."""
-    rng = np.random.default_rng(seed)
-    drawn = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        drawn[rows[: round(len(rows) * fraction)]] = True
-    return np.flatnonzero(~drawn), np.flatnonzero(drawn)
-
-
-def _for_sites(settings: UnitSettings, sites: Sequence[Site]) -> UnitSettings:
-    """Give up bounds per neuron where the samples' size would decide how many neurons there are."""
-    is_free = any(size is None for site in sites for size in site.shape[1:])
-    return replace(settings, granularity="channel") if is_free else settings
-
-
-def _load(problem: BoundsProblem, settings: UnitSettings) -> tuple[LabelledInputs, LabelledInputs]:
-    fraction = settings.validation_fraction
-    parts = split_in_classes(problem.labels, fraction=fraction, seed=problem.seed)
-    if min(len(part) for part in parts) == 0:
-        raise CalibrationError(
-            f"{len(problem.labels)} samples leave none for validation: {fraction:.0%} of every class decide which "
-            f"bounds pass; expected at least {math.ceil(1 / fraction)} samples of some class: give more samples"
-        )
-    inputs = problem.inputs[0 : len(problem.inputs)]
-    fitting, validation = (
-        LabelledInputs.of(each(partial(np.take, indices=rows, axis=0), inputs), problem.labels[rows]) for rows in parts
-    )
-    return fitting, validation
-
-
-def _starting_bounds(moments: Mapping[str, Moments], settings: UnitSettings, device: str) -> dict[str, Tensor]:
-    upper = {site: m.mean + settings.deviations * m.std for site, m in moments.items()}
-    return {
-        site: torch.from_numpy(bound.astype(np.float32)).to(device).requires_grad_() for site, bound in upper.items()
-    }
-
-
-def _learning_rates(moments: Mapping[str, Moments], settings: UnitSettings) -> dict[str, float]:
-    scales = {site: float(m.std.mean()) if settings.scale_learning_rate else 1.0 for site, m in moments.items()}
-    return {site: settings.learning_rate * scale for site, scale in scales.items()}
-
-
-def _penalty(upper: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([bound.mean() for bound in upper.values()]).sum()
-
-
-def _descend(task: _Task, parameters: Mapping[str, Tensor], rates: Mapping[str, float]) -> _Outcome:
-    settings, schedule = task.settings, task.settings.schedule
-    groups = [{"params": [p], "lr": rates[site]} for site, p in parameters.items()]
-    optimizer = torch.optim.Adam(groups, betas=settings.betas)
-    state, best, n_passed = start_cost(schedule), None, 0
+def _descend(task: _Task, bounds: ExtremeBounds) -> _Outcome:
+    settings = task.settings
+    optimizer = torch.optim.Adam(bounds.parameters, lr=settings.learning_rate, betas=settings.betas)
+    state, batches, stopped = start_cost(settings.schedule), _endless_batches(task), None
+    first = _check(task, bounds, step=0)
+    best = first if first.drop_limit <= task.allowed_drop else None
+    n_passed = int(best is not None)
     for step in range(1, settings.steps + 1):
-        candidate = _step(task, parameters, optimizer, step=step, cost=state.cost)
-        passed = task.admits(candidate.accuracy)
+        loss = _step(task, bounds, optimizer, next(batches), state.cost)
+        if not math.isfinite(loss):
+            stopped = f"the loss was {loss} at step {step}"
+            break
+        task.progress("unit", step, settings.steps)
+        if step % settings.check_every:
+            continue
+        candidate = _check(task, bounds, step=step)
+        passed = candidate.drop_limit <= task.allowed_drop
+        n_passed += passed
+        state = next_cost(state, passed=passed, schedule=settings.schedule)
         if passed and (best is None or candidate.penalty < best.penalty):
             best = candidate
-        n_passed += passed
-        state = next_cost(state, passed=passed, schedule=schedule)
-        task.progress("unit", step, settings.steps)
-        if settings.profile == "corrected" and best and step - best.step >= settings.stop_after:
+        if best is not None and step - best.step >= settings.stop_after * settings.check_every:
             break
-    return _Outcome(kept=best or candidate, n_passed=n_passed, final_cost=state.cost)
+    task.progress("unit", settings.steps, settings.steps)
+    if best is None:
+        raise _nothing_kept(task, first, stopped)
+    return _Outcome(kept=best, n_passed=n_passed, final_cost=state.cost, stopped=stopped)
 
 
-def _step(
-    task: _Task, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, *, step: int, cost: float
-) -> _Candidate:
-    """Update the bounds and measure them."""
-    before = _upper(parameters)
+def _endless_batches(task: _Task) -> Iterator[Tensor]:
+    """Yield rows of the fitting part, each once before any comes again."""
+    generator = torch.Generator().manual_seed(task.seed)
+    while True:
+        order = torch.randperm(len(task.fitting), generator=generator)
+        yield from torch.split(order, task.settings.batch_size)
+
+
+def _step(task: _Task, bounds: ExtremeBounds, optimizer: torch.optim.Optimizer, rows: Tensor, cost: float) -> float:
+    """Update the bounds; return the loss before, and leave them alone where it is no number."""
     optimizer.zero_grad()
-    task.classifier.add_cross_entropy_gradients(task.fitting, parameters)
-    penalty = _penalty({site: p.relu() for site, p in parameters.items()})
-    (cost * penalty).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    optimizer.step()
-    tested = _upper(parameters)
-    accuracy = task.classifier.accuracy(task.validation, tested)
-    # The official code keeps bounds that are one update older than those it tested.
-    kept = before if task.settings.profile == "official-code" else tested
-    return _Candidate(step=step, penalty=float(_penalty(kept)), accuracy=accuracy, upper=kept)
+    inputs = each(lambda tensor: tensor[rows], task.fitting.inputs)
+    bounded = task.classifier.logits(inputs, bounds.upper, bounds.lower).log_softmax(1)
+    original = task.original[rows.to(task.original.device)]
+    loss = F.kl_div(bounded, original, log_target=True, reduction="batchmean") + cost * bounds.penalty
+    if torch.isfinite(loss):
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+    return loss.item()
 
 
-def _upper(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {site: p.detach().clamp(min=0) for site, p in parameters.items()}
+@torch.no_grad()
+def _check(task: _Task, bounds: ExtremeBounds, *, step: int) -> _Candidate:
+    upper, lower = bounds.upper, bounds.lower
+    right = task.classifier.is_right(task.validation, upper, lower)
+    return _Candidate(
+        step=step,
+        penalty=bounds.penalty.item(),
+        drop_limit=accuracy_drop_limit(task.original_right, right, confidence=task.settings.confidence),
+        upper=_arrays(upper),
+        lower=_arrays(lower),
+    )
+
+
+def _arrays(bounds: Mapping[str, Tensor]) -> dict[str, FloatArray]:
+    return {site: bound.cpu().numpy() for site, bound in bounds.items()}
+
+
+def _nothing_kept(task: _Task, first: _Candidate, stopped: str | None) -> CalibrationError:
+    if stopped is not None:
+        return CalibrationError(f"{stopped}, before any bounds passed; check the samples, or use --method sigma")
+    return CalibrationError(
+        f"no bounds passed on {len(task.validation)} samples: the loosest may still cost {first.drop_limit:.3f} of"
+        f" clean accuracy, more than {task.allowed_drop:g}, which is {task.settings.drop_share:g} of what is allowed;"
+        " give more clean samples or allow more with --max-accuracy-drop"
+    )
 
 
 def _report(task: _Task, outcome: _Outcome) -> ActivationBounds:
+    kept = outcome.kept
     learned = {
-        "max_accuracy_drop": task.max_accuracy_drop,
-        "original_accuracy": task.original_accuracy,
-        "validation_accuracy": outcome.kept.accuracy,
         "n_fitting": len(task.fitting),
         "n_validation": len(task.validation),
-        "step": outcome.kept.step,
-        "penalty": outcome.kept.penalty,
+        "original_accuracy": float(np.mean(task.original_right)),
+        "allowed_drop": task.allowed_drop,
+        "drop_limit": kept.drop_limit,
+        "step": kept.step,
+        "penalty": kept.penalty,
         "n_passed": outcome.n_passed,
         "final_cost": outcome.final_cost,
+        "stopped": outcome.stopped,
     }
-    upper = {site: bound.cpu().numpy() for site, bound in outcome.kept.upper.items()}
-    return ActivationBounds(method="unit", settings={**asdict(task.settings), **learned}, upper=upper)
+    return ActivationBounds(
+        method="unit", settings={**asdict(task.settings), **learned}, upper=kept.upper, lower=kept.lower
+    )
