@@ -153,11 +153,11 @@ def _step(
     before = _upper(parameters)
     optimizer.zero_grad()
     cross_entropy = task.classifier.add_cross_entropy_gradients(task.fitting, parameters)
-    penalty = _penalty({site: p.relu() for site, p in parameters.items()})
-    (cost * penalty).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    expense = cost * _penalty({site: p.relu() for site, p in parameters.items()})
+    expense.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     optimizer.step()
     accuracy = task.classifier.accuracy(task.validation, _upper(parameters))
-    loss = cross_entropy + cost * penalty.item()
+    loss = cross_entropy + expense.item()
     return _Candidate(step=step, loss=loss, penalty=float(_penalty(before)), accuracy=accuracy, upper=before)
 
 
