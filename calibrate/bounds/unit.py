@@ -6,8 +6,8 @@ with m and s the mean and standard deviation over inputs of the channel's maximu
     mean of KL(softmax f || softmax g) on clean inputs + cost * sum over sites of the mean of exp(t)
 
 where f is the original and g the bounded model. A site that goes negative is bounded from below alike, by its minima.
-Kept are the bounds of the smallest sum among those whose accuracy drop on inputs not learned from is, with confidence,
-within a share of the drop allowed.
+Kept are the bounds of the smallest sum among those whose accuracy drop, on inputs not learned from, is within a share of
+what is allowed, and with confidence within all of it.
 """
 
 import math
@@ -48,8 +48,9 @@ class UnitSettings:
         check_every: Updates between two checks of the accuracy.
         stop_after: Stop when so many checks in a row brought no better bounds.
         validation_fraction: The part of every class that decides which bounds pass, and is not learned from.
-        drop_share: The share of the accuracy drop allowed that the bounds may use up: tighter ones detect worse.
-        confidence: Of the limit on the accuracy drop, one-sided.
+        drop_share: The share of the allowed accuracy drop that the measured drop may use up: tighter bounds detect
+            worse.
+        confidence: With which the drop is within all that is allowed, one-sided.
     """
 
     deviations: float = 4.0
@@ -61,7 +62,7 @@ class UnitSettings:
     check_every: int = 4
     stop_after: int = 20
     validation_fraction: float = 0.5
-    drop_share: float = 0.5
+    drop_share: float = 0.3
     confidence: float = 0.95
 
 
@@ -75,7 +76,7 @@ class _Task:
         original: (N, C) f's log-probabilities of that.
         validation: What decides which bounds pass.
         original_right: (N,) its rows that f gets right.
-        allowed_drop: The greatest limit on the accuracy drop that passes.
+        max_accuracy_drop: What bounds may cost.
         settings: How to learn.
         seed: Of the order of the inputs.
         progress: Told after every step.
@@ -86,18 +87,24 @@ class _Task:
     original: Tensor
     validation: LabelledInputs
     original_right: BoolArray
-    allowed_drop: float
+    max_accuracy_drop: float
     settings: UnitSettings
     seed: int
     progress: Progress
 
+    def admits(self, candidate: "_Candidate") -> bool:
+        """Whether these bounds may be kept."""
+        allowed = self.max_accuracy_drop
+        return candidate.drop <= self.settings.drop_share * allowed and candidate.drop_limit <= allowed
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """Bounds that may be kept: their penalty, and the limit on the accuracy drop that decides."""
+    """Bounds that may be kept: their penalty, and the accuracy drop and its confidence limit, which decide."""
 
     step: int
     penalty: float
+    drop: float
     drop_limit: float
     upper: Mapping[str, FloatArray]
     lower: Mapping[str, FloatArray]
@@ -158,7 +165,7 @@ def _task(problem: BoundsProblem, fitting: LabelledInputs, validation: LabelledI
         original=torch.cat(original).log_softmax(1),
         validation=validation,
         original_right=classifier.is_right(validation, {}),
-        allowed_drop=settings.drop_share * problem.max_accuracy_drop,
+        max_accuracy_drop=problem.max_accuracy_drop,
         settings=settings,
         seed=problem.seed,
         progress=problem.progress,
@@ -170,7 +177,7 @@ def _descend(task: _Task, bounds: ExtremeBounds) -> _Outcome:
     optimizer = torch.optim.Adam(bounds.parameters, lr=settings.learning_rate, betas=settings.betas)
     state, batches, stopped = start_cost(settings.schedule), _endless_batches(task), None
     first = _check(task, bounds, step=0)
-    best = first if first.drop_limit <= task.allowed_drop else None
+    best = first if task.admits(first) else None
     n_passed = int(best is not None)
     for step in range(1, settings.steps + 1):
         loss = _step(task, bounds, optimizer, next(batches), state.cost)
@@ -181,7 +188,7 @@ def _descend(task: _Task, bounds: ExtremeBounds) -> _Outcome:
         if step % settings.check_every:
             continue
         candidate = _check(task, bounds, step=step)
-        passed = candidate.drop_limit <= task.allowed_drop
+        passed = task.admits(candidate)
         n_passed += passed
         state = next_cost(state, passed=passed, schedule=settings.schedule)
         if passed and (best is None or candidate.penalty < best.penalty):
@@ -222,6 +229,7 @@ def _check(task: _Task, bounds: ExtremeBounds, *, step: int) -> _Candidate:
     return _Candidate(
         step=step,
         penalty=bounds.penalty.item(),
+        drop=float(task.original_right.mean() - right.mean()),
         drop_limit=accuracy_drop_limit(task.original_right, right, confidence=task.settings.confidence),
         upper=_arrays(upper),
         lower=_arrays(lower),
@@ -236,9 +244,9 @@ def _nothing_kept(task: _Task, first: _Candidate, stopped: str | None) -> Calibr
     if stopped is not None:
         return CalibrationError(f"{stopped}, before any bounds passed; check the samples, or use --method sigma")
     return CalibrationError(
-        f"no bounds passed on {len(task.validation)} samples: the loosest may still cost {first.drop_limit:.3f} of"
-        f" clean accuracy, more than {task.allowed_drop:g}, which is {task.settings.drop_share:g} of what is allowed;"
-        " give more clean samples or allow more with --max-accuracy-drop"
+        f"no bounds passed on {len(task.validation)} samples: the loosest cost {first.drop:.3f} of clean accuracy and"
+        f" may cost {first.drop_limit:.3f}; {task.settings.drop_share * task.max_accuracy_drop:g} and"
+        f" {task.max_accuracy_drop:g} are allowed: give more clean samples or allow more with --max-accuracy-drop"
     )
 
 
@@ -248,7 +256,8 @@ def _report(task: _Task, outcome: _Outcome) -> ActivationBounds:
         "n_fitting": len(task.fitting),
         "n_validation": len(task.validation),
         "original_accuracy": float(np.mean(task.original_right)),
-        "allowed_drop": task.allowed_drop,
+        "max_accuracy_drop": task.max_accuracy_drop,
+        "drop": kept.drop,
         "drop_limit": kept.drop_limit,
         "step": kept.step,
         "penalty": kept.penalty,
