@@ -4,9 +4,11 @@ import argparse
 import os
 import platform
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from benchmarks import bounds, detection, fitting, insertion, published, serving_cost, sharing
+from calibrate.bounds import METHODS
 
 OUT = Path("out/benchmarks")
 MEASUREMENTS = {
@@ -18,19 +20,22 @@ MEASUREMENTS = {
     "serving_cost": serving_cost.measure,
     "sharing": sharing.measure,
 }
+ROWS = {f"fitting:{method}": partial(fitting.measure, methods=[method]) for method in METHODS}
 
 
 def main() -> None:
     """Print the sections asked for, or all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}; all by default;"
+                        " fitting:METHOD for one row")  # fmt: skip
     names = parser.parse_args().names or list(MEASUREMENTS)
-    if unknown := [name for name in names if name not in MEASUREMENTS]:
-        parser.error(f"there is no measurement {unknown[0]!r}; choose of {', '.join(MEASUREMENTS)}")
+    known = {**MEASUREMENTS, **ROWS}
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"there is no measurement {unknown[0]!r}; choose of {', '.join(known)}")
     OUT.mkdir(parents=True, exist_ok=True)
     for name in names:
         print(f"\n## {name}\n\n{_circumstances(name)}\n", flush=True)
-        for line in MEASUREMENTS[name](OUT):
+        for line in known[name](OUT):
             print(line, flush=True)
 
 

@@ -6,8 +6,8 @@ with m and s the mean and standard deviation over inputs of the channel's maximu
     mean of KL(softmax f || softmax g) on clean inputs + cost * sum over sites of the mean of exp(t)
 
 where f is the original and g the bounded model. A site that goes negative is bounded from below alike, by its minima.
-Kept are the bounds of the smallest sum among those whose accuracy drop, on inputs not learned from, is within a share of
-what is allowed, and with confidence within all of it.
+Kept are the bounds of the smallest sum among those whose accuracy drop, on inputs not learned from, is within a share
+of what is allowed, and with confidence within all of it.
 """
 
 import math
