@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from benchmarks import bounds, detection, fitting, insertion, published, serving
 from calibrate.bounds import METHODS
 
 OUT = Path("out/benchmarks")
-MEASUREMENTS = {
+MEASUREMENTS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     "bounds": bounds.measure,
     "detection": detection.measure,
     "fitting": fitting.measure,
@@ -20,7 +21,9 @@ MEASUREMENTS = {
     "serving_cost": serving_cost.measure,
     "sharing": sharing.measure,
 }
-ROWS = {f"fitting:{method}": partial(fitting.measure, methods=[method]) for method in METHODS}
+ROWS: Mapping[str, Callable[[Path], Iterator[str]]] = {
+    f"fitting:{method}": partial(fitting.measure, methods=[method]) for method in METHODS
+}
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def _write_samples(model: Path, place: Path) -> Path:
         progress=silent,
     )
     labels = predict(classifier.model, classifier.logits, samples)
-    np.savez(place, inputs=samples[0:N], labels=labels)
+    np.savez(place, inputs=np.asarray(samples[0:N]), labels=labels)
     return place
 
 
