@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import numpy_helper
 
+from calibrate.outputs import names_read
+
 __all__ = ["ACTIVATION_OPS", "Activation", "find_activations"]
 
 ACTIVATION_OPS = frozenset({
@@ -23,6 +25,7 @@ _NONLINEAR = ACTIVATION_OPS | {"Erf", "Exp"}
 _ELEMENTWISE = _NONLINEAR | {"Mul", "Div", "Add", "Sub", "Pow", "Neg", "Identity", "Cast", "Sqrt", "Reciprocal", "Log"}
 _PASS_THROUGH = ("Identity", "Cast", "Dropout")
 _WITH_ACTIVATION = ("FusedConv", "FusedGemm")  # onnxruntime's, as it saves graphs that it has optimised
+_ANSWERING = frozenset({"Identity", "Cast", "Sub", "Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _MAX_DEPTH = 12
 _CHANNEL_AXES = {"MatMul": -1, "Gemm": -1, "FusedMatMul": -1, "FusedGemm": -1, "LayerNormalization": -1,
                  "Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "BatchNormalization": 1, "MaxPool": 1,
@@ -60,7 +63,8 @@ def find_activations(graph: onnx.GraphProto) -> tuple[Activation, ...]:
         elif (gated := _gated(node, reading)) is not None:
             found[tensor] = gated.function
             inner |= gated.inside
-    ends = {_past_scaling(t, f, reading): f for t, f in found.items() if t not in inner}
+    kept = {t: f for t, f in found.items() if t not in inner and not (f == "Sigmoid" and _is_answer(t, reading))}
+    ends = {_past_scaling(t, f, reading): f for t, f in kept.items()}
     return tuple(
         Activation(tensor=t, function=ends[t], channel_axis=_channel_axis(t, reading))
         for t in sorted(ends, key=reading.order.__getitem__)
@@ -81,7 +85,7 @@ class _Graph:
         live = {i.name for i in graph.input} - {i.name for i in graph.initializer}
         consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
-            read = set(_names_read(node))
+            read = set(names_read(node))
             if live & read and node.op_type not in ("Shape", "Size"):
                 live.update(filter(None, node.output))
             for name in read:
@@ -104,16 +108,6 @@ class _Graph:
         return tensor not in self.outputs and all(
             makers.issuperset(consumer.output) for consumer in self.consumers.get(tensor, [])
         )
-
-
-def _names_read(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, its sub-graphs included."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from _names_read(inner)
-            yield from (output.name for output in graph.output)
 
 
 def _scalars(graph: onnx.GraphProto) -> Iterator[tuple[str, float]]:
@@ -187,6 +181,20 @@ def _between(source: str, factors: list[str], graph: _Graph) -> frozenset[str] |
 def _first_nonlinear(tensors: frozenset[str], graph: _Graph) -> str | None:
     made_by = (str(graph.producers[t].op_type) for t in sorted(tensors, key=graph.order.__getitem__))
     return next((op for op in made_by if op in _NONLINEAR), None)
+
+
+def _is_answer(tensor: str, graph: _Graph) -> bool:
+    """Say whether this goes to the outputs as it is, or as 1 - p beside p: a probability, which no bound should cut."""
+    frontier = [tensor]
+    for name in frontier:
+        consumers = graph.consumers.get(name, [])
+        if not consumers and name not in graph.outputs:
+            return False
+        for node in consumers:
+            if node.op_type not in _ANSWERING:
+                return False
+            frontier += [t for t in node.output if t not in frontier]
+    return True
 
 
 def _past_scaling(tensor: str, function: str, graph: _Graph) -> str:

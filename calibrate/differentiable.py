@@ -7,10 +7,10 @@ from typing import Literal
 
 import onnx
 import torch
-from onnx import inliner
 from torch import Tensor
 
-from calibrate.operators import OPERATORS, TORCH_TYPES, Node, find_obstacle, read_node, read_tensor
+from calibrate.operators import Node, operator_of
+from calibrate.operators.model import declared_batch, inline, read_nodes, read_weights
 from guard.errors import CalibrationError, GuardError, InputError
 
 __all__ = ["DEVICES", "Change", "DifferentiableModel", "Precision", "check_device", "fast_precision"]
@@ -72,13 +72,13 @@ class DifferentiableModel:
     """
 
     def __init__(self, model: onnx.ModelProto, *, device: str = "cpu", precision: Precision = "float32") -> None:
-        model = _inline(model)
-        nodes = _read_nodes(model)
+        model = inline(model)
+        nodes = read_nodes(model)
         self._device = torch.device(device)
         self._narrows = precision == "bfloat16"
-        self._constants = _read_weights(model.graph.initializer, self._device)
+        self._constants = {n: _placed(w, self._device) for n, w in read_weights(model.graph.initializer).items()}
         self.input_names = tuple(i.name for i in model.graph.input if i.name not in self._constants)
-        self.fixed_batch = _declared_batch(i for i in model.graph.input if i.name in self.input_names)
+        self.fixed_batch = declared_batch(i for i in model.graph.input if i.name in self.input_names)
         self._nodes = self._fold(nodes)
         self._constants = {name: self._laid_out(value) for name, value in self._constants.items()}
         made = (name for node in self._nodes for name in node.outputs if name)
@@ -158,10 +158,13 @@ class DifferentiableModel:
             raise InputError(f"inputs {missing} are missing; the model takes {self.input_names}")
         return {name: self._laid_out(inputs[name].to(self._device)) for name in self.input_names}
 
-    def _run(self, node: Node, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _run(self, node: Node, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        operator = operator_of(node)
+        if operator is None:  # of what read_nodes lets pass that is an If alone
+            return self._run_branch(node, values)
         arguments = [self._argument(name, values) for name in node.inputs]
         try:
-            results = OPERATORS[node.op_type](node, *_together(arguments, self._device))
+            results = operator(node, *_together(arguments, self._device))
         except GuardError:
             raise
         except Exception as error:
@@ -170,6 +173,16 @@ class DifferentiableModel:
             ) from error
         results = (results,) if isinstance(results, Tensor) else results
         return {name: result for name, result in zip(node.outputs, results, strict=False) if name}
+
+    def _run_branch(self, node: Node, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Run the branch that the condition chooses; no change reaches into it."""
+        condition = self._argument(node.inputs[0], values)
+        branch = node.branches["else_branch" if condition is None or not condition.all() else "then_branch"]
+        inner = dict(values)
+        for step in branch.nodes:
+            inner.update(self._changed(self._run(step, inner), _NO_CHANGES))
+        given = (inner[name] if name in inner else self._constants[name] for name in branch.outputs)
+        return dict(zip(node.outputs, given, strict=True))
 
     def _argument(self, name: str, values: Mapping[str, Tensor]) -> Tensor | None:
         if not name:
@@ -180,48 +193,6 @@ class DifferentiableModel:
 def _in_one_line(error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason[:_REASON_LENGTH].rstrip(".")
-
-
-def _declared_batch(inputs: Iterable[onnx.ValueInfoProto]) -> int | None:
-    """Return the size of axis 0 that the first input with a fixed one declares."""
-    axes = (axis for i in inputs for axis in i.type.tensor_type.shape.dim[:1])
-    return next((int(axis.dim_value) for axis in axes if axis.dim_value > 0), None)
-
-
-def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Write out the model's functions, and the operators unknown here that ONNX defines by others (Attention)."""
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    own = {node.op_type for node in model.graph.node if node.domain in {"", "ai.onnx"}}
-    unknown = [("", op_type) for op_type in sorted(own - OPERATORS.keys())]
-    if not unknown:
-        return model
-    return inliner.inline_selected_functions(model, unknown, exclude=False, inline_schema_functions=True)
-
-
-def _read_nodes(model: onnx.ModelProto) -> list[Node]:
-    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
-    nodes = [read_node(proto, opsets) for proto in model.graph.node]
-    obstacles = [obstacle for node in nodes if (obstacle := find_obstacle(node)) is not None]
-    if obstacles:
-        raise CalibrationError(
-            f"no gradient can be computed through {'; '.join(obstacles)}. "
-            "Use a method that needs no gradient: --method sigma"
-        )
-    return nodes
-
-
-def _read_weights(initializers: Iterable[onnx.TensorProto], device: torch.device) -> dict[str, Tensor]:
-    weights = {}
-    for proto in initializers:
-        if proto.data_type not in TORCH_TYPES:
-            kind = onnx.TensorProto.DataType.Name(proto.data_type)
-            raise CalibrationError(
-                f"the weight '{proto.name}' is of type {kind}, with which torch does not compute. "
-                "Use a method that needs no gradient: --method sigma"
-            )
-        weights[proto.name] = _placed(read_tensor(proto), device)
-    return weights
 
 
 def _placed(constant: Tensor, device: torch.device) -> Tensor:

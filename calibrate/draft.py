@@ -65,7 +65,7 @@ def draft_bundle(
     """Return the bundle but for its thresholds: both models as they will ship, and no cut yet."""
     exposed = expose_logits(classifier)
     bounded = check_edited(insert_bounds(exposed, bounds, sites))
-    is_untouched = not classifier.ends_in_softmax and not classifier.has_external_data
+    is_untouched = not (classifier.ends_in_softmax or classifier.has_external_data or classifier.dropped)
     no_cut = Threshold(value=math.inf, target_fpr=0.0, n=0)
     is_probability = classifier.ends_in_softmax or _gives_probabilities(classifier, split.bounds, settings.device)
     manifest = Manifest(

@@ -1,28 +1,38 @@
 """Read an ONNX classifier: its input and output, where its logits are, and the activations that can be bounded."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError
 from onnx import inliner
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from calibrate.activations import Activation, find_activations
 from calibrate.edit import check_unbounded
+from calibrate.outputs import choose_output, numeric_outputs, with_only_outputs
+from calibrate.probing import serialize, specs_of, with_outputs
 from calibrate.sites import Site
 from guard.errors import CalibrationError, InputError, ModelError
 from guard.model import OrtModel
 from guard.types import TensorSpec
 
-__all__ = ["OLDEST_OPSET", "Classifier", "expose_logits", "find_sites", "read_classifier", "serialize", "with_outputs"]
+__all__ = [
+    "OLDEST_OPSET",
+    "Classifier",
+    "expose_logits",
+    "find_sites",
+    "read_classifier",
+    "serialize",
+    "survey_sites",
+    "with_outputs",
+]
 
 OLDEST_OPSET = 11
 
 _FLOATS = ("float16", "float32", "float64")
-_MAX_BYTES = 2**31 - 1  # of one protobuf message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +43,11 @@ class Classifier:
         name: The model file's name without its ending.
         source: The model file's bytes.
         has_external_data: Whether the file keeps weights in files beside it.
-        model: The parsed model, external data loaded.
+        model: The parsed model, external data loaded, without the outputs that are dropped.
         inputs: Its inputs (N, ...), one or more.
         output: Its one output (N, C).
         logits: The tensor (N, C) before a trailing Softmax; else the output itself.
+        dropped: Outputs of the file that are no classes, such as scikit-learn's label; nothing guarded gives them.
     """
 
     name: str
@@ -46,6 +57,7 @@ class Classifier:
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     logits: str
+    dropped: tuple[str, ...] = ()
 
     @property
     def n_classes(self) -> int:
@@ -71,16 +83,14 @@ def read_classifier(path: str | Path) -> Classifier:
     source, model, has_external_data = _parse(file)
     _check_opset(model, file)
     check_unbounded(model)
+    whole = {o.name for o in model.graph.output}
+    model = with_only_outputs(model, numeric_outputs(model.graph, label=str(file)))
     try:
         session = OrtModel(serialize(model), label=file.name)
     except ModelError as error:
         raise InputError(f"{file}: {error}") from error
-    if len(session.outputs) != 1:
-        names = ", ".join(o.name for o in session.outputs)
-        raise InputError(f"{file} has {len(session.outputs)} outputs ({names}); a guarded classifier has one, (N, C)")
-    (output,) = session.outputs
-    if len(output.shape) != 2 or output.dtype not in _FLOATS or (output.shape[1] or 0) < 2:
-        raise InputError(f"{file} has the output {output}; a classifier's output is floats (N, C) with C of 2 or more")
+    output = choose_output(session.outputs, label=str(file))
+    model = with_only_outputs(model, [output.name])
     return Classifier(
         name=file.stem.encode("utf-8", "replace").decode(),  # a file's name may be no text
         source=source,
@@ -89,6 +99,7 @@ def read_classifier(path: str | Path) -> Classifier:
         inputs=session.inputs,
         output=TensorSpec(name=output.name, dtype=output.dtype, shape=(None, output.shape[1])),
         logits=_before_softmax(model, output.name),
+        dropped=tuple(sorted(whole - {output.name})),
     )
 
 
@@ -98,53 +109,39 @@ def find_sites(model: onnx.ModelProto) -> tuple[Site, ...]:
     Raises:
         CalibrationError: There is none: nothing can be bounded.
     """
+    return survey_sites(model)[0]
+
+
+def survey_sites(model: onnx.ModelProto) -> tuple[tuple[Site, ...], tuple[str, ...]]:
+    """Return the sites (see find_sites), and the activations that are none because nobody can tell their rank.
+
+    Raises:
+        CalibrationError: There is no site.
+    """
     output_names = {o.name for o in model.graph.output}
     found = [a for a in find_activations(model.graph) if a.tensor not in output_names]
-    specs = _specs(model, [a.tensor for a in found])
+    specs = specs_of(model, [a.tensor for a in found])
     sites = tuple(_site(a, spec) for a, spec in zip(found, specs, strict=True) if _is_boundable(spec))
+    unranked = tuple(spec.name for spec in specs if spec.dtype in _FLOATS and not spec.shape)
     if not sites:
+        reason = f"; the rank of {', '.join(unranked)} is unknown" if unranked else ""
         raise CalibrationError(
             "the model has no activation to bound: no Relu, Clip, Gelu or other activation function lies between its"
-            " input and its output"
+            f" input and its output{reason}"
         )
-    return sites
+    return sites, unranked
 
 
 def expose_logits(classifier: Classifier) -> onnx.ModelProto:
     """Return a copy of the classifier's model that gives its logits too, as an output of declared type."""
     exposed = with_outputs(classifier.model, [classifier.logits])
     if classifier.ends_in_softmax:
-        (spec,) = _specs(classifier.model, [classifier.logits])
+        (spec,) = specs_of(classifier.model, [classifier.logits])
         element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
         output = exposed.graph.output[0].type.tensor_type.shape
         exposed.graph.output[-1].type.tensor_type.elem_type = element
         exposed.graph.output[-1].type.tensor_type.shape.CopyFrom(output)
     return exposed
-
-
-def with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy of the model that also gives these tensors."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    present = {o.name for o in copy.graph.output}
-    # onnxruntime infers the type of an output that declares none.
-    copy.graph.output.extend(onnx.ValueInfoProto(name=t) for t in tensors if t not in present)
-    return copy
-
-
-def serialize(model: onnx.ModelProto) -> bytes:
-    """Return the model's bytes, the same for the same model.
-
-    Raises:
-        InputError: The model is larger than one protobuf message may be.
-    """
-    try:
-        content = bytes(model.SerializeToString(deterministic=True))
-    except EncodeError as error:
-        raise InputError(f"the model does not fit into one file: it has more than {_MAX_BYTES} bytes") from error
-    if len(content) > _MAX_BYTES:
-        raise InputError(f"the model has {len(content)} bytes with its weights; more than {_MAX_BYTES} do not fit")
-    return content
 
 
 def _parse(file: Path) -> tuple[bytes, onnx.ModelProto, bool]:
@@ -185,42 +182,9 @@ def _before_softmax(model: onnx.ModelProto, output: str) -> str:
     if node is None or node.op_type != "Softmax":
         return output
     logits = node.input[0]
-    (spec,) = _specs(model, [logits])
+    (spec,) = specs_of(model, [logits])
     axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
     return logits if len(spec.shape) == 2 and axis in (1, -1) else output
-
-
-def _specs(model: onnx.ModelProto, tensors: Sequence[str]) -> list[TensorSpec]:
-    """Return the tensors' types and shapes, axis 0 as N.
-
-    Where a shape is computed in the graph its rank may be unknown as long as N is free: those are asked for N = 1.
-    """
-    specs = _told(model, tensors)
-    unknown = [spec.name for spec in specs if not spec.shape]
-    known = {spec.name: spec for spec in _told(_with_one_row(model), unknown)} if unknown else {}
-    found = (known.get(spec.name, spec) for spec in specs)
-    return [replace(spec, shape=(None, *spec.shape[1:])) if spec.shape else spec for spec in found]
-
-
-def _told(model: onnx.ModelProto, tensors: Sequence[str]) -> list[TensorSpec]:
-    """Return the tensors' types and shapes as onnxruntime tells them; an unknown rank reads as no axes."""
-    probe = OrtModel(serialize(with_outputs(model, tensors)), label="probed")
-    by_name = {o.name: o for o in probe.outputs}
-    return [by_name[t] for t in tensors]
-
-
-def _with_one_row(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the model that takes one row, so that arithmetic on shapes is arithmetic on constants."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    weights = {tensor.name for tensor in copy.graph.initializer}
-    for value in copy.graph.input:
-        free = [] if value.name in weights else [n for n in value.type.tensor_type.shape.dim[:1] if not n.dim_value]
-        for n in free:
-            n.dim_value = 1
-    for value in copy.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    return copy
 
 
 def _is_boundable(spec: TensorSpec) -> bool:

@@ -12,7 +12,7 @@ from calibrate.differentiable import check_device
 from calibrate.draft import FitSettings, draft_bundle
 from calibrate.evaluation import Answered, Evaluation, evaluate
 from calibrate.forward import batches, predict, provider_of
-from calibrate.graph import Classifier, find_sites, read_classifier
+from calibrate.graph import Classifier, read_classifier, survey_sites
 from calibrate.report import Findings, render_report
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
 from calibrate.thresholds import RULES
@@ -59,7 +59,7 @@ def fit_bundle(
     check_place(bundle)
     _check_settings(settings, methods)
     classifier = read_classifier(model)
-    sites = find_sites(classifier.model)
+    sites, unranked = survey_sites(classifier.model)
     samples = _load(data, classifier, settings, progress)
     split = split_samples(samples, fractions=PARTS, seed=settings.seed)
     problem = _problem(classifier, sites, split.bounds, settings, progress)
@@ -67,7 +67,8 @@ def fit_bundle(
     draft = draft_bundle(classifier, sites, bounds, split, settings)
     thresholds, clean_scores = _fit_thresholds(draft, split, settings, progress)
     fitted = replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(clean_scores))
-    findings = _find(fitted, bounds, split.held_out, settings, progress)
+    found = _find(fitted, bounds, split.held_out, settings, progress)
+    findings = replace(found, dropped_outputs=classifier.dropped, unranked=unranked)
     return _save(fitted, bundle, findings), findings
 
 

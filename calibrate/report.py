@@ -36,6 +36,8 @@ class Findings:
         upper: The upper bounds by site tensor.
         lower: The lower ones, of the sites that have any.
         skipped: Names of images that could not be read.
+        dropped_outputs: Outputs of the model that the guarded one does not give.
+        unranked: Activations that are not bounded because their rank is unknown.
     """
 
     held_out: Evaluation
@@ -44,6 +46,8 @@ class Findings:
     upper: Mapping[str, FloatArray]
     lower: Mapping[str, FloatArray] = field(default_factory=dict)
     skipped: Sequence[str]
+    dropped_outputs: Sequence[str] = ()
+    unranked: Sequence[str] = ()
 
 
 def render_report(manifest: Manifest, findings: Findings) -> bytes:
@@ -70,6 +74,13 @@ def render_report(manifest: Manifest, findings: Findings) -> bytes:
 
 def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
     """Yield what a careful reader should know before trusting the guard."""
+    for name in findings.dropped_outputs:
+        yield f"The model's output {name!r} is dropped: a guarded model gives {manifest.output.name!r} alone."
+    if findings.unranked:
+        yield (
+            f"{len(findings.unranked)} activations are not bounded, such as {findings.unranked[0]!r}, because their"
+            " rank is unknown: export the model with a fixed input size."
+        )
     alert, held_out = manifest.thresholds["alert"], findings.held_out
     n_flagged = round(held_out.measured_fpr * held_out.n_clean)
     spread = (alert.target_fpr * (1 - alert.target_fpr) * (1 / held_out.n_clean + 1 / alert.n)) ** 0.5

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 from small_graphs import model_of, node
 
 from calibrate.activations import find_activations
-from calibrate.graph import find_sites
+from calibrate.graph import find_sites, survey_sites
 from guard.errors import CalibrationError
 
 SCALE = np.array([2.0, -1.0, 1.0])
@@ -189,7 +189,7 @@ def test_channels_are_followed_through_transposing(order, axis):
     assert (site.channel_axis, site.shape[site.channel_axis]) == (axis, 4)
 
 
-def test_a_rank_that_only_one_row_tells_is_found():
+def test_a_rank_that_onnxruntime_cannot_infer_is_seen_by_running_one_row():
     model = model_of(
         node("Shape", ["x"], ["shape"]), node("Slice", ["shape", "zero", "one"], ["n"]),
         node("Concat", ["n", "rest"], ["all"], axis=0), node("Sub", ["n", "n"], ["start"]),
@@ -199,6 +199,27 @@ def test_a_rank_that_only_one_row_tells_is_found():
         weights={"zero": np.array([0]), "one": np.array([1]), "rest": np.array([2, 3]), "end": np.array([3])},
     )  # fmt: skip
     assert [site.shape for site in find_sites(model)] == [(None, 2, 3)]
+
+
+def test_an_activation_whose_rank_nobody_can_tell_is_left_out_by_name():
+    model = model_of(
+        node("Relu", ["x"], ["plain"]), node("ReduceSum", ["plain"], ["sum"], keepdims=0),
+        node("Cast", ["sum"], ["size"], to=TensorProto.INT64), node("Unsqueeze", ["size", "zero"], ["start"]),
+        node("Slice", ["sizes", "start", "end"], ["wanted"]), node("Reshape", ["plain", "wanted"], ["h"]),
+        node("Relu", ["h"], ["odd"]), node("Flatten", ["odd"], ["y"]),
+        y=None, weights={"zero": np.array([0]), "sizes": np.array([7, -1, 3]), "end": np.array([9])},
+    )  # fmt: skip
+    sites, unranked = survey_sites(model)
+    assert ([site.tensor for site in sites], unranked) == (["plain"], ("odd",))
+
+
+def test_the_sigmoid_that_gives_the_probabilities_is_no_site():
+    model = model_of(
+        node("Sigmoid", ["x"], ["inner"]), node("MatMul", ["inner", "w"], ["h"]), node("Sigmoid", ["h"], ["p"]),
+        node("Sub", ["one", "p"], ["q"]), node("Concat", ["q", "p"], ["y"], axis=1),
+        y=("N", 2), weights={"w": np.ones((3, 1)), "one": 1.0},
+    )  # fmt: skip
+    assert [site.tensor for site in find_sites(model)] == ["inner"]
 
 
 def test_a_float16_site_says_so():

@@ -122,10 +122,23 @@ def test_an_opset_that_onnxruntime_does_not_know_is_refused(tmp_path):
     _refusal(_save(tmp_path, _relu(opset=999)))
 
 
-def test_two_outputs_are_refused_by_name(tmp_path):
+def test_two_outputs_that_may_be_the_classes_are_refused_by_name(tmp_path):
     model = _relu()
     model.graph.output.append(helper.make_tensor_value_info("relu", TensorProto.FLOAT, ["N", 3]))
-    assert "2 outputs (y, relu)" in _refusal(_save(tmp_path, model))
+    assert "2 outputs that may be its classes (y, relu)" in _refusal(_save(tmp_path, model))
+
+
+def test_outputs_that_are_no_classes_are_dropped_with_the_nodes_that_only_they_need(tmp_path):
+    model = _ending(
+        node("ArgMax", ["h"], ["label"], axis=1), node("ReduceMax", ["relu"], ["top"], axes=[1]),
+        node("Neg", ["h"], ["y"]),
+    )  # fmt: skip
+    model.graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, ["N", 1]))
+    model.graph.output.append(helper.make_tensor_value_info("top", TensorProto.FLOAT, ["N", 1]))
+    classifier = read_classifier(_save(tmp_path, model))
+    assert (classifier.output.name, classifier.dropped) == ("y", ("label", "top"))
+    assert [o.name for o in classifier.model.graph.output] == ["y"]
+    assert [n.op_type for n in classifier.model.graph.node] == ["Relu", "Neg", "Neg"]
 
 
 def test_two_inputs_are_read_in_their_order(tmp_path):

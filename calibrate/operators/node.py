@@ -1,7 +1,7 @@
 """One ONNX node as the operators see it, and ONNX tensors as torch's."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-__all__ = ["TORCH_TYPES", "Node", "Operator", "read_node", "read_tensor"]
+__all__ = ["TORCH_TYPES", "Branch", "Node", "Operator", "read_node", "read_tensor"]
 
 Operator = Callable[..., Tensor | tuple[Tensor, ...]]
 """Called as operator(node, *inputs), None where an optional input is left out; answers the node's outputs."""
@@ -31,6 +31,19 @@ TORCH_TYPES: Mapping[int, torch.dtype] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """A sub-graph: its nodes, weights among them as constants, and the tensors that it gives."""
+
+    nodes: "tuple[Node, ...]"
+    outputs: tuple[str, ...]
+
+    def captured(self) -> set[str]:
+        """Return the tensors of the surrounding graph that it reads."""
+        read = {name for node in self.nodes for name in node.inputs}.union(self.outputs)
+        return read.difference(("",), *(node.outputs for node in self.nodes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """One node of a graph.
 
@@ -39,9 +52,10 @@ class Node:
         domain: The operator's domain; empty for ONNX's own.
         name: The node's name, or that of its first output where it has none.
         opset: The version of the domain that the model imports.
-        inputs: Names of tensors, empty where an optional input is left out.
+        inputs: Names of tensors, empty where an optional input is left out; what only its branches read comes last.
         outputs: Names of tensors, empty where an optional output is left out.
         attributes: As ``onnx.helper.get_attribute_value`` gives them, text decoded.
+        branches: Its sub-graphs by attribute name.
     """
 
     op_type: str
@@ -51,6 +65,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    branches: Mapping[str, Branch] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.domain or 'ai.onnx'}::{self.op_type}-{self.opset} (node '{self.name}')"
@@ -83,14 +98,25 @@ def read_node(proto: onnx.NodeProto, opsets: Mapping[str, int]) -> Node:
     A domain that the model forgot to import reads as version 0.
     """
     domain = "" if proto.domain == "ai.onnx" else proto.domain
+    branches = {a.name: _branch(a.g, opsets) for a in proto.attribute if a.type == onnx.AttributeProto.GRAPH}
+    captured = set().union(*(branch.captured() for branch in branches.values())).difference(proto.input)
     return Node(
         op_type=proto.op_type,
         domain=domain,
         name=proto.name or next(iter(proto.output), ""),
         opset=opsets.get(domain, 0),
-        inputs=tuple(proto.input),
+        inputs=(*proto.input, *sorted(captured)),
         outputs=tuple(proto.output),
-        attributes={attribute.name: _attribute(attribute) for attribute in proto.attribute},
+        attributes={a.name: _attribute(a) for a in proto.attribute if a.name not in branches},
+        branches=branches,
+    )
+
+
+def _branch(graph: onnx.GraphProto, opsets: Mapping[str, int]) -> Branch:
+    weights = [onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in graph.initializer]
+    return Branch(
+        nodes=tuple(read_node(proto, opsets) for proto in [*weights, *graph.node]),
+        outputs=tuple(output.name for output in graph.output),
     )
 
 

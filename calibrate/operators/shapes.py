@@ -53,7 +53,7 @@ def _flatten(node: Node, x: Tensor) -> Tensor:
 
 def _given_axes(node: Node, axes: Tensor | None) -> tuple[int, ...] | None:
     """Read ``axes``, up to opset 12 an attribute, an input from 13 on."""
-    return node.integers("axes") if axes is None else tuple(axes.tolist())
+    return node.integers("axes") if axes is None else tuple(axes.flatten().tolist())  # some write a scalar
 
 
 def _squeeze(node: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
@@ -94,6 +94,14 @@ def _depth_to_space(node: Node, x: Tensor) -> Tensor:
     return blocks.reshape(n, k // block**2, h * block, w * block)
 
 
+def _space_to_depth(node: Node, x: Tensor) -> Tensor:
+    n, k, h, w = x.shape
+    block = node.integer("blocksize")
+    order = (0, 1, 3, 5, 2, 4) if node.text("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    blocks = x.reshape(n, k, h // block, block, w // block, block).permute(order)
+    return blocks.reshape(n, k * block**2, h // block, w // block)
+
+
 OPERATORS: Mapping[str, Operator] = {
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
@@ -104,6 +112,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Reshape": _reshape,
     "Shape": _shape,
     "Size": _size,
+    "SpaceToDepth": _space_to_depth,
     "Squeeze": _squeeze,
     "Tile": _tile,
     "Transpose": _transpose,

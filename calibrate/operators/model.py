@@ -1,0 +1,72 @@
+"""An ONNX model as the nodes and weights that run in torch."""
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+from onnx import inliner
+from torch import Tensor
+
+from calibrate.operators import OPERATORS, TORCH_TYPES, Node, find_obstacle, read_node, read_tensor
+from guard.errors import CalibrationError
+
+__all__ = ["declared_batch", "inline", "read_nodes", "read_weights"]
+
+
+def inline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Write out the model's functions, and the operators unknown here that ONNX defines by others (Attention)."""
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    own = {node.op_type for node in _nodes(model.graph) if node.domain in {"", "ai.onnx"}} - {"If"}
+    unknown = [("", op_type) for op_type in sorted(own - OPERATORS.keys())]
+    if not unknown:
+        return model
+    return inliner.inline_selected_functions(model, unknown, exclude=False, inline_schema_functions=True)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph and of its sub-graphs."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g)
+
+
+def read_nodes(model: onnx.ModelProto) -> list[Node]:
+    """Return the nodes of the graph in order.
+
+    Raises:
+        CalibrationError: Some cannot be run in torch.
+    """
+    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
+    nodes = [read_node(proto, opsets) for proto in model.graph.node]
+    obstacles = [obstacle for node in nodes if (obstacle := find_obstacle(node)) is not None]
+    if obstacles:
+        raise CalibrationError(
+            f"no gradient can be computed through {'; '.join(obstacles)}. "
+            "Use a method that needs no gradient: --method sigma"
+        )
+    return nodes
+
+
+def read_weights(initializers: Iterable[onnx.TensorProto]) -> dict[str, Tensor]:
+    """Return the weights by name.
+
+    Raises:
+        CalibrationError: One is of a type with which torch does not compute.
+    """
+    weights = {}
+    for proto in initializers:
+        if proto.data_type not in TORCH_TYPES:
+            kind = onnx.TensorProto.DataType.Name(proto.data_type)
+            raise CalibrationError(
+                f"the weight '{proto.name}' is of type {kind}, with which torch does not compute. "
+                "Use a method that needs no gradient: --method sigma"
+            )
+        weights[proto.name] = read_tensor(proto)
+    return weights
+
+
+def declared_batch(inputs: Iterable[onnx.ValueInfoProto]) -> int | None:
+    """Return the size of axis 0 that the first input with a fixed one declares."""
+    axes = (axis for i in inputs for axis in i.type.tensor_type.shape.dim[:1])
+    return next((int(axis.dim_value) for axis in axes if axis.dim_value > 0), None)
