@@ -1,4 +1,4 @@
-"""guard-calibrate: fit, evaluate and show bundles. The only place of this package that prints."""
+"""guard-calibrate: inspect models; fit, evaluate and show bundles. The only place of this package that prints."""
 
 import argparse
 import sys
@@ -17,7 +17,12 @@ try:
     from calibrate.command_line import parse
     from calibrate.data import Preprocessing, Samples, load_samples
     from calibrate.evaluation import Evaluation
-    from calibrate.files import check_place_of, write_json
+    from calibrate.files import check_place_of, write_file, write_json
+    from calibrate.inspect_pipeline import InspectSettings, inspect_model
+    from calibrate.inspection.inspection import Inspection
+    from calibrate.inspection.report import evidence_rows, headline, left_rows, render_inspection
+    from calibrate.inspection.triggers import save_triggers
+    from calibrate.inspection.verdict import SUSPECTED
     from calibrate.pipeline import FitSettings, evaluate_bundle, fit_bundle
     from calibrate.progress import ProgressReport
     from calibrate.report import warnings_of
@@ -30,26 +35,64 @@ except ModuleNotFoundError as error:
 
 __all__ = ["main"]
 
-_USER_ERROR, _INTERRUPTED = 2, 130
+_USER_ERROR, _BACKDOOR_SUSPECTED, _INTERRUPTED = 2, 3, 130
 _LABEL_WIDTH = 30
 _NO_VALUE = "not applicable"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run guard-calibrate and return its exit status: 0, or 2 with one line on standard error."""
+    """Run guard-calibrate and return its exit status.
+
+    It is 0; 2 with one line on standard error; or 3 where an inspection suspects a backdoor.
+    """
     try:
         options = parse(arguments)
-        _COMMANDS[options.command](options)
+        return _COMMANDS[options.command](options)
     except GuardError as error:
         print(f"guard-calibrate: error: {' '.join(str(error).split())}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
         print("guard-calibrate: interrupted; nothing was written", file=sys.stderr)
         return _INTERRUPTED
-    return 0
 
 
-def _fit(options: argparse.Namespace) -> None:
+def _inspect(options: argparse.Namespace) -> int:
+    for flag in ("json", "report", "triggers"):
+        check_place_of(f"--{flag}", getattr(options, flag))
+    if options.triggers is not None and options.depth != "full":
+        raise InputError("--triggers is for what MESA recovers, which takes --depth full")
+    settings = InspectSettings(
+        depth=options.depth,
+        preprocessing=_preprocessing(options),
+        limit=options.limit,
+        seed=options.seed,
+        device=options.device,
+    )
+    with ProgressReport(sys.stderr) as progress:
+        found = inspect_model(options.model, options.data, settings, progress)
+    _write_inspection(found, options)
+    print(headline(found))
+    _print_rows(evidence_rows(found))
+    if found.not_looked_at:
+        print("\nnot looked at:")
+        _print_rows(left_rows(found))
+    return _BACKDOOR_SUSPECTED if found.verdict.verdict == SUSPECTED else 0
+
+
+def _write_inspection(found: Inspection, options: argparse.Namespace) -> None:
+    if options.json is not None:
+        write_json("--json", options.json, found.summary())
+    if options.report is not None:
+        write_file("--report", options.report, render_inspection(found))
+    if options.triggers is not None:
+        kept = () if found.mesa is None else found.mesa.suspected.kept
+        if kept:
+            save_triggers(options.triggers, kept)
+        else:
+            print(f"warning: no trigger was recovered; {options.triggers} is not written", file=sys.stderr)
+
+
+def _fit(options: argparse.Namespace) -> int:
     rule = RULES[options.rule]
     settings = FitSettings(
         method=options.method,
@@ -58,7 +101,7 @@ def _fit(options: argparse.Namespace) -> None:
         target_fpr=rule.target_fpr if options.target_fpr is None else options.target_fpr,
         correct_fpr=rule.correct_fpr if options.correct_fpr is None else options.correct_fpr,
         max_accuracy_drop=options.max_accuracy_drop,
-        preprocessing=Preprocessing(scale=options.scale, mean=options.mean, std=options.std, layout=options.layout),
+        preprocessing=_preprocessing(options),
         limit=options.limit,
         seed=options.seed,
         device=options.device,
@@ -70,9 +113,10 @@ def _fit(options: argparse.Namespace) -> None:
     print("measured on the held-out set, which nothing was fitted on:")
     _print_rows((key, value) for key, value in _evaluation_rows(findings.held_out) if value != _NO_VALUE)
     print(f"\nbundle written to {options.bundle}; look at {Path(options.bundle) / REPORT}")
+    return 0
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     check_place_of("--json", options.json, bundle=options.bundle)
     guard = Guard.load(options.bundle)
     triggered = None
@@ -87,13 +131,19 @@ def _evaluate(options: argparse.Namespace) -> None:
     _print_rows(_evaluation_rows(evaluation))
     if triggered is not None and triggered.target_classes is None:
         print("\nThe triggered data name no target_classes: give --target-class for success rates, tpr and auroc.")
+    return 0
 
 
-def _show(options: argparse.Namespace) -> None:
+def _show(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.bundle)
     Guard.from_bundle(bundle)
     print(f"{options.bundle}: every file verified, both models load\n")
     _print_rows(_manifest_rows(bundle.manifest))
+    return 0
+
+
+def _preprocessing(options: argparse.Namespace) -> Preprocessing:
+    return Preprocessing(scale=options.scale, mean=options.mean, std=options.std, layout=options.layout)
 
 
 def _samples(manifest: Manifest, path: str, options: argparse.Namespace, progress: ProgressReport) -> Samples:
@@ -158,7 +208,7 @@ def _print_rows(rows: Iterator[tuple[str, str]]) -> None:
         print(f"{key:<{_LABEL_WIDTH}}{value}")
 
 
-_COMMANDS = {"fit": _fit, "evaluate": _evaluate, "show": _show}
+_COMMANDS = {"inspect": _inspect, "fit": _fit, "evaluate": _evaluate, "show": _show}
 
 
 if __name__ == "__main__":

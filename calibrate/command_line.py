@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from calibrate.bounds import METHODS
 from calibrate.differentiable import DEVICES
+from calibrate.inspect_pipeline import DEPTHS
 from calibrate.thresholds import RULES
 from guard.errors import InputError
 from guard.scores import SCORES
@@ -21,6 +22,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = _Parser(prog="guard-calibrate", description="Learn, measure and show a guard for an ONNX classifier.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_inspect(commands.add_parser("inspect", help="look for a backdoor in a model, before anything is fitted"))
     _add_fit(commands.add_parser("fit", help="fit a guard and save it as a bundle"))
     _add_evaluate(commands.add_parser("evaluate", help="measure a bundle on clean and triggered data"))
     show = commands.add_parser("show", help="verify a bundle and say what it holds")
@@ -28,9 +30,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _add_inspect(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument("model", metavar="MODEL.onnx", help="the classifier to look at")
+    _add_clean_data(inspect)
+    inspect.add_argument("--depth", default="standard", choices=list(DEPTHS), help="how deep to look (%(default)s)")
+    inspect.add_argument("--json", metavar="FILE", help="also write what was found there")
+    inspect.add_argument("--report", metavar="FILE.html", help="also write a page to look at there")
+    inspect.add_argument("--triggers", metavar="FILE.npz", help="also write the recovered triggers there (full depth)")
+    _add_preprocessing(inspect)
+    _add_draw(inspect, limit=5000)
+    _add_device(inspect)
+
+
 def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("model", metavar="MODEL.onnx", help="the classifier to guard")
-    fit.add_argument("--data", required=True, metavar="CLEAN", help="clean samples: folder, .tar, .npz or .npy")
+    _add_clean_data(fit)
     fit.add_argument("--bundle", required=True, metavar="DIR", help="the folder to write")
     fit.add_argument("--method", default="sigma", choices=list(METHODS), help="how bounds are learned (%(default)s)")
     fit.add_argument("--rule", default="rank", choices=list(RULES), help="how thresholds are fitted (%(default)s)")
@@ -44,7 +58,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
                      help="clean accuracy that bounding may cost (%(default)s)")  # fmt: skip
     _add_preprocessing(fit)
     _add_draw(fit, limit=5000)
-    fit.add_argument("--device", choices=DEVICES, default="cpu", help="where the models run (%(default)s)")
+    _add_device(fit)
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
@@ -63,6 +77,10 @@ def _defaults(name: str) -> str:
     return ", ".join(f"{rule}: {getattr(found, name)}" for rule, found in RULES.items())
 
 
+def _add_clean_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, metavar="CLEAN", help="clean samples: folder, .tar, .npz or .npy")
+
+
 def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", type=_numbers, default=(0.0,), metavar="R,G,B", help="subtracted per channel (0)")
     parser.add_argument("--std", type=_numbers, default=(1.0,), metavar="R,G,B", help="divided by per channel (1)")
@@ -77,6 +95,10 @@ def _add_draw(parser: argparse.ArgumentParser, *, limit: int | None) -> None:
     parser.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="of everything drawn at random (%(default)s)"
     )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where the models run (%(default)s)")
 
 
 def _seed(text: str) -> int:

@@ -21,7 +21,7 @@ from guard.bundle import Bundle
 from guard.manifest import FORMAT_VERSION, Manifest
 from guard.types import FloatArray, Threshold
 
-__all__ = ["FitSettings", "draft_bundle"]
+__all__ = ["FitSettings", "draft_bundle", "versions"]
 
 _SUM_TOLERANCE = 1e-3  # of float16 probabilities over many classes
 
@@ -86,7 +86,7 @@ def draft_bundle(
         method={"name": bounds.method, "settings": dict(bounds.settings)},
         sites=[_described(site, bounds) for site in sites if site.tensor in bounds.upper],
         calibration=_parts(split, settings),
-        versions=_versions(),
+        versions=versions(),
         seed=settings.seed,
     )
     return Bundle(
@@ -145,7 +145,8 @@ def _parts(split: CalibrationSplit, settings: FitSettings) -> Mapping[str, objec
     }
 
 
-def _versions() -> Mapping[str, str]:
+def versions() -> Mapping[str, str]:
+    """Return the versions of what computes here."""
     return {
         "trigger-guard": version("trigger-guard"),
         "python": platform.python_version(),

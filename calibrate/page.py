@@ -3,12 +3,12 @@
 import html
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-__all__ = ["ALERT", "CORRECT", "INK", "STYLE", "svg", "table", "tick_names"]
+__all__ = ["ALERT", "CORRECT", "INK", "STYLE", "records", "svg", "table", "tick_names"]
 
 INK, ALERT, CORRECT, _PAPER = "#1f4e79", "#b3261e", "#c77700", "#f6f7f9"
 STYLE = f"""
@@ -17,6 +17,9 @@ h1, h2 {{ line-height: 1.2; }} table {{ border-collapse: collapse; margin: 1rem 
 td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }}
 td.number {{ text-align: right; font-variant-numeric: tabular-nums; }} svg {{ max-width: 100%; height: auto; }}
 .warning {{ background: #fff4e5; border-left: 4px solid {CORRECT}; padding: .5rem 1rem; }}
+.alert {{ background: #fdecea; border-left: 4px solid {ALERT}; padding: .5rem 1rem; }}
+.plain {{ background: {_PAPER}; border-left: 4px solid {INK}; padding: .5rem 1rem; }}
+.verdict {{ font-size: 1.3rem; font-weight: 600; }}
 code {{ background: {_PAPER}; padding: .1rem .3rem; }}
 """
 
@@ -27,6 +30,13 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
     """Return a table of names and values."""
     cells = (f"<tr><td>{html.escape(a)}</td><td class='number'>{html.escape(b)}</td></tr>" for a, b in rows)
     return f"<table>{''.join(cells)}</table>"
+
+
+def records(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of sentences under heads."""
+    first = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
+    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+    return f"<table><tr>{first}</tr>{''.join(f'<tr>{c}</tr>' for c in cells)}</table>"
 
 
 def tick_names(tensors: Iterable[str]) -> list[str]:

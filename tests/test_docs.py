@@ -20,6 +20,7 @@ from guard.manifest import Manifest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 COMMANDS = {
+    "inspect": (calibrate_cli.main, ["inspect", "--help"]),
     "fit": (calibrate_cli.main, ["fit", "--help"]),
     "evaluate": (calibrate_cli.main, ["evaluate", "--help"]),
     "show": (calibrate_cli.main, ["show", "--help"]),
@@ -81,7 +82,7 @@ def readme_folder(tmp_path_factory) -> Path:
     onnx.save(colour_classifier(), folder / "model.onnx")
     rng = np.random.default_rng(0)
     for part in ("clean", "held-out"):
-        for channel, name in enumerate("rgb"):
+        for channel, name in enumerate(("1-red", "2-green", "3-blue")):
             (folder / part / name).mkdir(parents=True)
             for i in range(70):
                 pixels = rng.integers(0, 100, (32, 32, 3), dtype=np.uint8)
@@ -112,7 +113,7 @@ def colour_classifier() -> onnx.ModelProto:
 def test_the_calibration_commands_of_readme_run(readme_folder, monkeypatch, capsys):
     monkeypatch.chdir(readme_folder)
     commands = [line for line in blocks("sh").splitlines() if line.startswith("guard-calibrate")]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         assert calibrate_cli.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
 

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from small_graphs import EXPORTS, exported, model_of, node
-from torch import Tensor, nn
-from torch_models import FAMILIES, export
+from torch_models import FAMILIES, build, example_of, export
 
 from calibrate.inspection.lint import lint_model
 from calibrate.inspection.lint_finding import LintFinding
@@ -38,40 +36,6 @@ def branch(*nodes: onnx.NodeProto, output: str, weights: Sequence[TensorProto] =
     )
 
 
-class Transformer(nn.Module):
-    """A word model: embedding, padding mask, one layer, mean over words."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(20, 8)
-        self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 3)
-        self.norm = nn.LayerNorm(8)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        real = (ids != 0).to(torch.float32)[..., None]
-        words = self.embedding(ids)
-        words = words + self.down(nn.functional.gelu(self.up(self.norm(words))))
-        return self.head((words * real).sum(1) / real.sum(1))
-
-
-class PatchTransformer(nn.Module):
-    """A vision transformer of one block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 8, 4, 4)
-        self.first_norm, self.second_norm = nn.LayerNorm(8), nn.LayerNorm(8)
-        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
-        self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        y = self.first_norm(x)
-        x = x + self.out((self.q(y) @ self.k(y).transpose(1, 2)).softmax(-1) @ self.v(y))
-        x = x + self.down(nn.functional.gelu(self.up(self.second_norm(x))))
-        return self.head(x.mean(1))
-
-
 def test_a_plain_network_gives_no_finding():
     assert lint(model_of(*NETWORK, CLASSES, weights=WEIGHTS)) == ()
 
@@ -82,11 +46,11 @@ def test_no_usual_export_gives_a_finding(family):
 
 
 def test_transformers_get_notes_and_nothing_graver():
-    words = export(Transformer().eval(), torch.ones(2, 5, dtype=torch.int64), exporter="torchscript", opset=17)
-    image = export(PatchTransformer().eval(), torch.ones(2, 3, 8, 8), exporter="torchscript", opset=17)
-    assert ("decision_on_input", "note") in kinds(words)
+    image, words = (
+        export(build(family), example_of(family=family), exporter="torchscript", opset=17) for family in ("vit", "text")
+    )
     assert kinds(image) == [("path_around_sites", "note")]
-    assert {severity for _, severity in kinds(words)} == {"note"}
+    assert kinds(words) == [("decision_on_input", "note")]
 
 
 def test_a_switch_from_the_input_to_the_output_is_an_alarm_that_names_the_way():
