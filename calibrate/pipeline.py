@@ -6,18 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.bounds import METHODS, Method
-from calibrate.data import PARTS, CalibrationSplit, Preprocessing, Samples, load_samples, part_sizes, split_samples
+from calibrate.bounds import METHODS, NEEDS, Method, Needs
+from calibrate.data import PARTS, CalibrationSplit, Preprocessing, Samples, load_samples, split_samples
 from calibrate.differentiable import check_device
 from calibrate.draft import FitSettings, draft_bundle
 from calibrate.evaluation import Answered, Evaluation, evaluate
 from calibrate.forward import batches, predict, provider_of
 from calibrate.graph import Classifier, read_classifier, survey_sites
+from calibrate.labels import N_COMPARED, check_agreement, check_several_classes
 from calibrate.report import Findings, render_report
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
+from calibrate.sufficiency import check_enough
 from calibrate.thresholds import RULES
 from guard.bundle import BOUNDED, ORIGINAL, REPORT, THRESHOLDS, Bundle, check_place, pack_scores, save_bundle
-from guard.errors import CalibrationError, InputError
+from guard.errors import InputError
 from guard.manifest import Manifest
 from guard.runtime import Guard
 from guard.scores import SCORES
@@ -103,7 +105,7 @@ def answer(guard: Guard, samples: Samples, progress: Progress, *, stage: str) ->
 
 
 def _load(data: str | Path, classifier: Classifier, settings: FitSettings, progress: Progress) -> Samples:
-    """Load the calibration set and refuse one that is too small."""
+    """Load the calibration set and refuse one that is too small or labelled for other classes."""
     _check_preprocessing(classifier.inputs, settings.preprocessing)
     samples = load_samples(
         data,
@@ -114,7 +116,8 @@ def _load(data: str | Path, classifier: Classifier, settings: FitSettings, progr
         seed=settings.seed,
         progress=progress,
     )
-    _check_enough(len(samples), settings)
+    check_enough(len(samples), settings)
+    _check_labels(classifier, samples, settings)
     return samples
 
 
@@ -153,18 +156,15 @@ def _check_preprocessing(inputs: Sequence[TensorSpec], preprocessing: Preprocess
             )
 
 
-def _check_enough(n: int, settings: FitSettings) -> None:
-    """Refuse too few samples before the long work rather than after it."""
-    needed = RULES[settings.rule].required(settings.target_fpr)
-    total = int(needed / PARTS[1])
-    while part_sizes(total)[1] < needed or not all(part_sizes(total)):
-        total += 1
-    if n < total:
-        raise CalibrationError(
-            f"{n} samples are too few to promise a false-positive rate of {settings.target_fpr:g}: the threshold set,"
-            f" {PARTS[1]:.0%} of them, takes {needed}, so it takes {total} in all and {total - n} are missing;"
-            f" give more clean samples{' with a higher --limit' if n == settings.limit else ''} or raise --target-fpr"
-        )
+def _check_labels(classifier: Classifier, samples: Samples, settings: FitSettings) -> None:
+    """Refuse labels of other classes than the model's, and of one class where the method needs several."""
+    if samples.labels is None:
+        return
+    compared = samples.take(np.arange(min(len(samples), N_COMPARED)))
+    predicted = predict(classifier.model, classifier.logits, compared, device=settings.device)
+    check_agreement(samples.labels[: len(compared)], predicted)
+    if NEEDS.get(settings.method, Needs()).several_classes:
+        check_several_classes(samples.labels, wanted_by=f"--method {settings.method}")
 
 
 def _problem(

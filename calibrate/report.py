@@ -22,6 +22,7 @@ _SCORES_EXPLAINED = (
 )
 
 
+_HALF = 0.5
 _NOISE = 1e-4  # divergences below it may come from rounding alone
 
 
@@ -94,8 +95,7 @@ def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
             "The thresholds are mean + z sd of scores on the bounds set, as MMDF was published: their false-positive"
             " rates are names, not promises. Use the rank rule to serve."
         )
-    if manifest.calibration["labels"] != "given":
-        yield "No labels were given: the original's own predictions stood in, and accuracies are agreement with them."
+    yield from _label_warnings(manifest, held_out)
     if alert.value < _NOISE:
         yield (
             f"The alert threshold is {alert.value:.2g}, no more than rounding: the bounds hardly touch clean inputs,"
@@ -103,6 +103,17 @@ def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
         )
     if findings.skipped:
         yield f"{len(findings.skipped)} images could not be read and were skipped, such as {findings.skipped[0]}."
+
+
+def _label_warnings(manifest: Manifest, held_out: Evaluation) -> Iterator[str]:
+    accuracy = held_out.original_clean_accuracy
+    if accuracy is not None and accuracy < _HALF:
+        yield (
+            f"The model agrees with the labels of only {accuracy:.1%} of the held-out set: check the order of the"
+            " classes and the preprocessing (--mean, --std, --scale, --layout)."
+        )
+    if manifest.calibration["labels"] != "given":
+        yield "No labels were given: the original's own predictions stood in, and accuracies are agreement with them."
 
 
 def _held_out_rows(manifest: Manifest, findings: Findings) -> Iterator[tuple[str, str]]:

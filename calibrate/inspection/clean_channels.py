@@ -66,7 +66,7 @@ class _Sums:
 
 
 def clean_channels(
-    model: onnx.ModelProto, sites: Sequence[Site], inputs: Rows, *, progress: Progress
+    model: onnx.ModelProto, sites: Sequence[Site], inputs: Rows, *, progress: Progress, device: str = "cpu"
 ) -> Mapping[str, CleanChannels]:
     """Return what every site's channels do on all the inputs.
 
@@ -74,7 +74,7 @@ def clean_channels(
         CalibrationError: An activation is NaN or infinite somewhere.
     """
     sums: dict[str, _Sums] = {}
-    for done, values in forward(model, [site.tensor for site in sites], inputs):
+    for done, values in forward(model, [site.tensor for site in sites], inputs, device=device):
         for site in sites:
             by_channel = _by_channel(site, values[site.tensor])
             if site.tensor not in sums:

@@ -109,7 +109,7 @@ def score_channels(
     if not len(problem.inputs):
         raise InputError("there are no clean inputs; give at least 2, and better 10 that cover the classes")
     inputs = spread_over_classes(problem.inputs, problem.labels, settings.n_samples)
-    clean = clean_channels(problem.model, problem.sites, inputs, progress=problem.progress)
+    clean = clean_channels(problem.model, problem.sites, inputs, progress=problem.progress, device=problem.device)
     n_channels = {tensor: len(channels.mean_maximum) for tensor, channels in clean.items()}
     weights = find_channel_weights(problem.model, problem.sites, n_channels, logits=problem.logits)
     found = {tensor: _terms(weights[tensor], clean[tensor], target_class) for tensor in clean}
