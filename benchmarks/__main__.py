@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from benchmarks import bounds, detection, fitting, insertion, published, serving_cost, sharing
+from benchmarks import bounds, detection, fitting, insertion, published, serving_cost, sharing, suspicion
 from calibrate.bounds import METHODS
 
 OUT = Path("out/benchmarks")
@@ -20,6 +20,7 @@ MEASUREMENTS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     "published": published.measure,
     "serving_cost": serving_cost.measure,
     "sharing": sharing.measure,
+    "suspicion": suspicion.measure,
 }
 ROWS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     f"fitting:{method}": partial(fitting.measure, methods=[method]) for method in METHODS
