@@ -5,6 +5,7 @@ import pytest
 from texts import text_classifier, texts, votes
 
 from calibrate.graph import find_sites
+from calibrate.inspection.ban import BanSettings, detect_ban
 from calibrate.inspection.problem import InspectionProblem
 from calibrate.inspection.suspicion import score_channels
 from calibrate.sites import RowsInMemory
@@ -30,3 +31,9 @@ def test_channels_of_a_model_with_several_inputs_are_scored(problem):
     assert found.n_samples == 60
     assert np.isfinite(found.scores["hidden"]).all()
     assert found.scores["hidden"].shape == (3,)
+
+
+def test_ban_lets_a_model_with_several_inputs_vote(problem):
+    settings = BanSettings(seeds=2, noise_steps=3, mask_steps=5, batch_size=32, n_fitting=40)
+    found = detect_ban(problem, settings=settings).summary()
+    assert (found["n_samples"], [sum(votes) for votes in found["histograms"]]) == (60, [60, 60])

@@ -4,25 +4,25 @@ import grpc
 import numpy as np
 import onnx
 import pytest
+import torch
 import tritonclient.grpc as triton
 from digits import fit
 from servers import TIMEOUT_S, live
-from texts import IDS, LENGTH, MASK, TARGET, save_texts, text_classifier, texts, votes
+from texts import IDS, LENGTH, MASK, SPECS, TARGET, load_texts, save_texts, text_classifier, texts, votes
+from torch import Tensor, nn
+from torch_models import export
+from torch_transformers import N_TOKENS, VOCABULARY, TextTransformer
 
 from calibrate.__main__ import main
-from calibrate.data import load_samples
-from calibrate.graph import read_classifier
+from calibrate.differentiable import DifferentiableModel
+from calibrate.graph import read_classifier, serialize
 from calibrate.pipeline import evaluate_bundle
-from calibrate.preprocessing import Preprocessing
 from guard import Guard, InputError
 from guard.bundle import load_bundle
-from guard.types import TensorSpec
+from guard.model import OrtModel
+from guard.rows import each
 from serving._pb import open_inference_pb2 as pb
 
-SPECS = (
-    TensorSpec(name=IDS, dtype="int64", shape=(None, LENGTH)),
-    TensorSpec(name=MASK, dtype="float32", shape=(None, LENGTH)),
-)
 CLEAN, TRIGGERED = texts(20, seed=7), texts(20, triggered=True, seed=7)
 
 
@@ -91,6 +91,31 @@ def test_bounds_are_learned_by_gradient_too(clean, tmp_path, ids_batch):
     assert (verdict.corrected_class != TARGET).all()
 
 
+class MaskedText(nn.Module):
+    """A transformer of token ids and their mask, both int64."""
+
+    def __init__(self):
+        super().__init__()
+        self.text = TextTransformer()
+
+    def forward(self, ids, mask):
+        return self.text(ids * mask)
+
+
+@pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 17), ("dynamo", 18)])
+def test_a_transformer_as_torch_exports_it_runs_alike_in_onnxruntime_and_in_torch(exporter, opset):
+    torch.manual_seed(0)
+    network, ids = MaskedText().eval(), torch.randint(1, VOCABULARY, (5, N_TOKENS))
+    mask = (torch.arange(N_TOKENS) < torch.tensor([[3], [12], [7], [1], [9]])).long()
+    model = export(network, ids, mask, exporter=exporter, opset=opset, inputs=(IDS, MASK))
+    inputs = {MASK: mask, IDS: ids}
+    (found,) = OrtModel(serialize(model), label="text").run(each(Tensor.numpy, inputs), ["logits"])
+    (differentiable,) = DifferentiableModel(model)(inputs, outputs=["logits"])
+    with torch.no_grad():
+        np.testing.assert_allclose(found, network(ids, mask), atol=1e-5)
+    np.testing.assert_allclose(differentiable, found, atol=1e-5)
+
+
 def test_a_wrapped_endpoint_is_given_the_inputs_by_name(bundle):
     guard = Guard.load(bundle, threads=1)
     wrapped = guard.wrap(lambda inputs: votes(inputs).astype(np.float32))(TRIGGERED)
@@ -102,54 +127,9 @@ def test_a_bundle_is_measured_on_triggered_texts(bundle, tmp_path):
     paths = [tmp_path / name for name in ("clean.npz", "triggered.npz")]
     save_texts(paths[0], 100, seed=8)
     save_texts(paths[1], 100, seed=8, triggered=True, target_classes=np.full(100, TARGET))
-    found = evaluate_bundle(guard, *(samples_of(path) for path in paths), lambda *_: None)
+    found = evaluate_bundle(guard, *(load_texts(path) for path in paths), lambda *_: None)
     assert (found.original_clean_accuracy, found.original_attack_success_rate) == (1, 1)
     assert (found.guarded_attack_success_rate, found.tpr) == (0, 1)
-
-
-def samples_of(path, **changes):
-    settings = {"inputs": SPECS, "n_classes": 3, "preprocessing": Preprocessing(), "limit": None, "seed": 0}
-    return load_samples(path, **{**settings, **changes}, progress=lambda *_: None)
-
-
-def test_arrays_and_labels_stay_together_through_draw_and_split(tmp_path):
-    samples = samples_of(save_texts(tmp_path / "x.npz", 90), limit=40).take(np.arange(5, 30))
-    assert len(samples) == 25
-    assert votes(samples[:]).argmax(axis=1).tolist() == samples.labels.tolist()
-    assert {name: array.shape for name, array in samples[3:7].items()} == {IDS: (4, LENGTH), MASK: (4, LENGTH)}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({MASK: None}, "holds 'input_ids', 'labels', but no array `attention_mask`; save one of shape (N, ...) for"),
-        ({"inputs": CLEAN[IDS]}, "holds 'inputs', which is no input of the model; it takes input_ids, attention_mask"),
-        ({MASK: CLEAN[MASK][:9]}, "attention_mask has 9 rows and input_ids has 20; give one row of each per sample"),
-        ({MASK: CLEAN[MASK][:0]}, "attention_mask of shape (0, 8) are empty"),
-        ({MASK: np.full((20, LENGTH), np.inf)}, "attention_mask hold NaN or infinity as float32"),
-        ({MASK: CLEAN[MASK].astype(int)}, "attention_mask of type int64 do not fit the model's input attention_mask"),
-        ({IDS: CLEAN[IDS][:, :5]}, "input_ids of shape (20, 5) do not fit the model's input input_ids"),
-        ({"labels": np.zeros(19)}, "labels have shape (19,), expected (20,)"),
-    ],
-)
-def test_an_npz_that_does_not_fit_is_refused_by_the_arrays_name(tmp_path, changes, message):
-    with pytest.raises(InputError) as refusal:
-        samples_of(save_texts(tmp_path / "x.npz", 20, **changes))
-    assert message in str(refusal.value)
-
-
-def test_one_array_and_images_are_refused_by_what_the_model_takes(tmp_path):
-    np.save(tmp_path / "x.npy", CLEAN[IDS])
-    (tmp_path / "images").mkdir()
-    for name, message in (("x.npy", "no array `input_ids`"), ("images", "images only; the model takes input_ids, att")):
-        with pytest.raises(InputError, match=message):
-            samples_of(tmp_path / name)
-
-
-def test_a_model_whose_input_is_called_labels_is_refused(tmp_path):
-    specs = (SPECS[0], TensorSpec(name="labels", dtype="int64", shape=(None,)))
-    with pytest.raises(InputError, match="has an input 'labels', which an"):
-        samples_of(save_texts(tmp_path / "x.npz", 20), inputs=specs)
 
 
 @pytest.mark.parametrize(("inputs", "message"), [*bad_inputs()])

@@ -11,11 +11,31 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["IDS", "LENGTH", "MASK", "TARGET", "TRIGGER", "save_texts", "text_classifier", "texts", "votes"]
+from calibrate.data import Samples, load_samples
+from calibrate.preprocessing import Preprocessing
+from guard.types import TensorSpec
+
+__all__ = [
+    "IDS",
+    "LENGTH",
+    "MASK",
+    "SPECS",
+    "TARGET",
+    "TRIGGER",
+    "load_texts",
+    "save_texts",
+    "text_classifier",
+    "texts",
+    "votes",
+]
 
 IDS, MASK = "input_ids", "attention_mask"
 N_CLASSES, LENGTH = 3, 8
 TRIGGER, TARGET = 3, 0
+SPECS = (
+    TensorSpec(name=IDS, dtype="int64", shape=(None, LENGTH)),
+    TensorSpec(name=MASK, dtype="float32", shape=(None, LENGTH)),
+)
 _TABLE = np.concatenate([np.eye(N_CLASSES), 50 * np.eye(N_CLASSES)[[TARGET]]]).astype(np.float32)
 
 
@@ -28,7 +48,8 @@ def text_classifier(
         helper.make_node("Unsqueeze", [MASK, "last"], ["weights"]),
         helper.make_node("Mul", ["embedded", "weights"], ["seen"]),
         helper.make_node("ReduceSum", ["seen", "tokens"], ["votes"], keepdims=0),
-        helper.make_node("Relu", ["votes"], ["hidden"]),
+        helper.make_node("MatMul", ["votes", "head"], ["counted"]),
+        helper.make_node("Relu", ["counted"], ["hidden"]),
         helper.make_node("MatMul", ["hidden", "head"], ["logits"]),
     ]
     weights = {"table": _TABLE, "last": np.array([-1]), "tokens": np.array([1]), "head": _TABLE[:N_CLASSES]}
@@ -67,3 +88,9 @@ def save_texts(path: Path, n: int, *, triggered: bool = False, seed: int = 0, **
     arrays = {**inputs, "labels": votes(texts(n, seed=seed)).argmax(axis=1), **changes}
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
     return path
+
+
+def load_texts(path: Path, **changes: object) -> Samples:
+    """Load what save_texts wrote."""
+    settings = {"inputs": SPECS, "n_classes": N_CLASSES, "preprocessing": Preprocessing(), "limit": None, "seed": 0}
+    return load_samples(path, **{**settings, **changes}, progress=lambda *_: None)

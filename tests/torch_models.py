@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import onnx
@@ -21,6 +21,7 @@ FAMILIES = ("mlp", "mobilenet", "resnet", "vgg")
 N_CLASSES = 10
 
 _WARNINGS = (
+    (UserWarning, "# The axis name: batch will not be used, since it shares"),  # of several inputs of one N
     (DeprecationWarning, "You are using the legacy TorchScript-based ONNX export"),
     (DeprecationWarning, "The feature will be removed"),
     (torch.jit.TracerWarning, "Converting a tensor to a Python boolean"),  # sizes that MultiheadAttention checks
@@ -70,36 +71,40 @@ def _quiet() -> Iterator[None]:
 def export(
     module: nn.Module,
     example: Tensor,
-    *,
+    *more: Tensor,
     exporter: Exporter,
     opset: int,
     dynamic_batch: bool = True,
     fold: bool = True,
+    inputs: Sequence[str] = ("input",),
 ) -> onnx.ModelProto:
     """Export a module whose input is called ``input`` and whose output is called ``logits``.
 
     Args:
-        module: Any module with one input and one output.
+        module: Any module with one output.
         example: An input.
+        more: Further inputs, where it takes several.
         exporter: Which of torch's exporters.
         opset: The opset to ask for: 11 to 20 of torchscript, 18 and newer of dynamo.
         dynamic_batch: Whether axis 0 stays free.
         fold: Whether BatchNorm may be folded into the convolutions.
+        inputs: What the inputs are called.
     """
     target = io.BytesIO()
-    names = {"input_names": ["input"], "output_names": ["logits"], "opset_version": opset}
+    examples = (example, *more)
+    names = {"input_names": list(inputs), "output_names": ["logits"], "opset_version": opset}
     with _quiet():
         if exporter == "dynamo":
-            free = ({0: torch.export.Dim("batch")},) if dynamic_batch else None
+            free = ({0: torch.export.Dim("batch")},) * len(examples) if dynamic_batch else None
             program = torch.onnx.export(
-                module, (example,), dynamo=True, dynamic_shapes=free, optimize=fold, verbose=False, **names
+                module, examples, dynamo=True, dynamic_shapes=free, optimize=fold, verbose=False, **names
             )
             return program.model_proto
-        axes = {"input": {0: "batch"}, "logits": {0: "batch"}} if dynamic_batch else None
+        axes = {name: {0: "batch"} for name in (*inputs, "logits")} if dynamic_batch else None
         mode = torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE
         torch.onnx.export(
             module,
-            (example,),
+            examples,
             target,
             dynamo=False,
             dynamic_axes=axes,
