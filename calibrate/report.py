@@ -75,13 +75,7 @@ def render_report(manifest: Manifest, findings: Findings) -> bytes:
 
 def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
     """Yield what a careful reader should know before trusting the guard."""
-    for name in findings.dropped_outputs:
-        yield f"The model's output {name!r} is dropped: a guarded model gives {manifest.output.name!r} alone."
-    if findings.unranked:
-        yield (
-            f"{len(findings.unranked)} activations are not bounded, such as {findings.unranked[0]!r}, because their"
-            " rank is unknown: export the model with a fixed input size."
-        )
+    yield from _left_out(manifest, findings)
     alert, held_out = manifest.thresholds["alert"], findings.held_out
     n_flagged = round(held_out.measured_fpr * held_out.n_clean)
     spread = (alert.target_fpr * (1 - alert.target_fpr) * (1 / held_out.n_clean + 1 / alert.n)) ** 0.5
@@ -96,6 +90,8 @@ def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
             " rates are names, not promises. Use the rank rule to serve."
         )
     yield from _label_warnings(manifest, held_out)
+    if (stopped := manifest.method["settings"].get("stopped")) is not None:
+        yield f"Learning the bounds stopped early: {stopped}. The last good ones were kept."
     if alert.value < _NOISE:
         yield (
             f"The alert threshold is {alert.value:.2g}, no more than rounding: the bounds hardly touch clean inputs,"
@@ -114,6 +110,16 @@ def _label_warnings(manifest: Manifest, held_out: Evaluation) -> Iterator[str]:
         )
     if manifest.calibration["labels"] != "given":
         yield "No labels were given: the original's own predictions stood in, and accuracies are agreement with them."
+
+
+def _left_out(manifest: Manifest, findings: Findings) -> Iterator[str]:
+    for name in findings.dropped_outputs:
+        yield f"The model's output {name!r} is dropped: a guarded model gives {manifest.output.name!r} alone."
+    if findings.unranked:
+        yield (
+            f"{len(findings.unranked)} activations are not bounded, such as {findings.unranked[0]!r}, because their"
+            " rank is unknown: export the model with a fixed input size."
+        )
 
 
 def _held_out_rows(manifest: Manifest, findings: Findings) -> Iterator[tuple[str, str]]:

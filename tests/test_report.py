@@ -130,6 +130,12 @@ def test_missing_labels_and_skipped_images_are_warned_of():
     assert images.startswith("2 images could not be read and were skipped, such as a.png")
 
 
+def test_bounds_whose_learning_broke_off_are_warned_of():
+    broken = _manifest(method={"name": "mmac", "settings": {"stopped": "the loss was nan at step 3"}})
+    (warning,) = warnings_of(broken, _findings())
+    assert warning == "Learning the bounds stopped early: the loss was nan at step 3. The last good ones were kept."
+
+
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1e-7])
 def test_a_threshold_that_is_no_more_than_rounding_is_warned_of(value):
     thresholds = manifest().thresholds

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from calibrate.bounds.few_shot import fit_few_shot
+from calibrate.bounds.mmac import fit_mmac
+from calibrate.bounds.mmac_published import fit_mmac_published
 from calibrate.bounds.sigma import fit_sigma
 from calibrate.bounds.unit import fit_unit
 from calibrate.bounds.unit_published import fit_unit_published
@@ -16,6 +18,8 @@ Method = Callable[[BoundsProblem], ActivationBounds]
 
 METHODS: Mapping[str, Method] = MappingProxyType({
     "few-shot": fit_few_shot,
+    "mmac": fit_mmac,
+    "mmac-published": fit_mmac_published,
     "sigma": fit_sigma,
     "unit": fit_unit,
     "unit-published": fit_unit_published,

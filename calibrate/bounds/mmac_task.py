@@ -1,0 +1,113 @@
+"""What stays the same while our form of MMAC learns, and how it is made from a problem."""
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from calibrate.bounds.climbers import Start
+from calibrate.bounds.clipped_classifier import ClippedClassifier, LabelledInputs
+from calibrate.bounds.maximum_margin import InputRange, float_inputs, margins
+from calibrate.bounds.mmac_settings import MmacSettings
+from calibrate.bounds.scaled_bounds import ScaledBounds
+from calibrate.bounds.sigma import fit_sigma
+from calibrate.bounds.validation import split_for_validation
+from calibrate.differentiable import fast_precision
+from calibrate.sites import BoundsProblem, Progress, RowsInMemory
+from calibrate.statistics import site_moments
+from guard.types import FloatArray
+
+__all__ = ["MmacTask", "prepare"]
+
+_ROUNDING = 1e-9  # accuracies are fractions of whole counts: a tie must not fail by the last bit
+_LEAST_SCALE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MmacTask:
+    """What stays the same from step to step.
+
+    Args:
+        classifier: Computes f and g.
+        start: The clean inputs (N, ...) to learn from, and what synthetic ones start with.
+        original: (N, C) f's logits of these clean inputs.
+        variance: Of f's logits within a row, which the squared error is relative to.
+        clean_margin: The median of f's margins on them, which synthetic margins are relative to.
+        validation: The clean inputs that decide which bounds pass.
+        original_accuracy: Of f on these.
+        max_accuracy_drop: Less of it than this may be lost.
+        settings: How to learn.
+        progress: Told after every step.
+    """
+
+    classifier: ClippedClassifier
+    start: Start
+    original: Tensor
+    variance: float
+    clean_margin: float
+    validation: LabelledInputs
+    original_accuracy: float
+    max_accuracy_drop: float
+    settings: MmacSettings
+    progress: Progress
+
+    def admits(self, accuracy: float) -> bool:
+        """Whether bounds of this validation accuracy may be kept."""
+        return accuracy >= self.original_accuracy - self.max_accuracy_drop - _ROUNDING
+
+
+def prepare(problem: BoundsProblem, settings: MmacSettings) -> tuple[MmacTask, ScaledBounds]:
+    """Deal the bounds set into what is learned from and what validates; return the task and where the bounds start.
+
+    Raises:
+        CalibrationError: There are too few samples, the model takes no single floating-point input, no gradient can be
+            computed, or sigma finds no bounds that keep the accuracy.
+    """
+    inputs = float_inputs(problem, method="mmac")
+    in_memory = replace(problem, inputs=RowsInMemory(inputs=inputs))
+    fitting, validation = split_for_validation(in_memory, fraction=settings.validation_fraction)
+    learned_from = cast("Tensor", fitting.inputs).numpy()
+    start = fit_sigma(in_memory)
+    channels = site_moments(
+        problem.model,
+        problem.sites,
+        RowsInMemory(inputs=learned_from),
+        pooling="channel",
+        progress=problem.progress,
+        device=problem.device,
+    )
+    bounds = ScaledBounds.of(start, channels, device=problem.device)
+    return _task(problem, learned_from, validation, settings), bounds
+
+
+def _task(problem: BoundsProblem, fitting: FloatArray, validation: LabelledInputs, settings: MmacSettings) -> MmacTask:
+    classifier = ClippedClassifier(
+        problem.model,
+        problem.logits,
+        problem.sites,
+        batch_size=settings.batch_size,
+        device=problem.device,
+        precision=fast_precision(problem.device),
+    )
+    inputs = torch.from_numpy(fitting).to(problem.device)
+    with torch.no_grad():
+        original = torch.cat([classifier.logits(rows, {}) for rows in torch.split(inputs, settings.batch_size)])
+    clean_margin = margins(original, original.argmax(1)).median()
+    return MmacTask(
+        classifier=classifier,
+        start=Start(
+            clean=inputs,
+            within=InputRange.of(fitting, problem.device),
+            n_classes=original.shape[1],
+            generator=torch.Generator().manual_seed(problem.seed),
+        ),
+        original=original,
+        variance=max(float(original.var(1, correction=0).mean()), _LEAST_SCALE),
+        clean_margin=max(float(clean_margin), _LEAST_SCALE),
+        validation=validation,
+        original_accuracy=classifier.accuracy(validation, {}),
+        max_accuracy_drop=problem.max_accuracy_drop,
+        settings=settings,
+        progress=problem.progress,
+    )
