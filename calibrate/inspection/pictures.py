@@ -39,7 +39,7 @@ def class_picture(values: Sequence[FloatArray], label: str, suspected: int | Non
 
 def suspicion_picture(scores: Mapping[str, FloatArray], n_top: int) -> str:
     """Draw by site the range of the scores (K,), the median, and which are among the highest of the model."""
-    figure = Figure(figsize=(9, 0.8 + 0.26 * len(scores)), layout="constrained")
+    figure = Figure(figsize=(9, 1.1 + 0.26 * len(scores)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(scores))
     values = list(scores.values())
@@ -50,7 +50,7 @@ def suspicion_picture(scores: Mapping[str, FloatArray], n_top: int) -> str:
     axes.scatter([s for s, _ in top], [row for _, row in top], color=ALERT, s=14, zorder=4, label="highest of all")
     axes.set_yticks(rows, tick_names(scores), fontsize=8, parse_math=False)
     axes.set(xlabel="suspicion", ylim=(len(values) - 0.5, -0.5))
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper right", ncols=2)
     return svg(figure)
 
 

@@ -119,7 +119,8 @@ def _of_lint(findings: Sequence[LintFinding]) -> Evidence:
     counts = {s: sum(f.severity == s for f in findings) for s in ("alarm", "warning")}
     told = [f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in counts.items() if n]
     if not told:
-        return Evidence(look="lint", strength="none", target_class=None, statement="nothing odd in the graph")
+        notes = f", only what is worth a note ({len(findings)})" if findings else ""
+        return Evidence(look="lint", strength="none", target_class=None, statement=f"nothing odd in the graph{notes}")
     first = findings[0]
     return Evidence(
         look="lint",
