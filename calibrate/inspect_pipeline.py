@@ -23,6 +23,7 @@ from calibrate.inspection.mesa import MesaFindings, recover_triggers
 from calibrate.inspection.problem import InspectionProblem
 from calibrate.inspection.suspicion import SuspicionFindings, score_channels
 from calibrate.inspection.verdict import MesaComparison, judge, weigh
+from calibrate.labels import N_COMPARED, check_agreement
 from calibrate.sites import Progress
 from guard.errors import CalibrationError
 
@@ -43,9 +44,6 @@ LEAST_SAMPLES: Mapping[str, int] = MappingProxyType(
     }
 )
 """How many clean samples each look takes."""
-
-_N_COMPARED = 500  # labels, with what the model says
-_LEAST_AGREEMENT = 0.5
 
 T = TypeVar("T")
 
@@ -104,7 +102,7 @@ def inspect_model(
 
     Raises:
         InputError: The model or the data cannot be used.
-        CalibrationError: The labels are not the model's.
+        CalibrationError: The model carries bounds already.
     """
     check_device(settings.device)
     classifier = read_classifier(model)
@@ -142,17 +140,12 @@ def inspect_model(
 
 
 def _check_labels(classifier: Classifier, samples: Samples, settings: InspectSettings) -> None:
-    """Refuse labels that are not the model's: it says something else to most samples."""
+    """Refuse labels of other classes than the model's."""
     if samples.labels is None:
         return
-    first = samples.take(np.arange(min(len(samples), _N_COMPARED)))
-    predicted = predict(classifier.model, classifier.logits, first, device=settings.device)
-    agreement = float((predicted == first.labels).mean())
-    if agreement < _LEAST_AGREEMENT:
-        raise CalibrationError(
-            f"the model agrees with the labels of {agreement:.0%} of {len(first)} clean samples; it should with most."
-            " Give classes in the model's order, and --mean, --std, --scale and --layout as in training"
-        )
+    compared = samples.take(np.arange(min(len(samples), N_COMPARED)))
+    predicted = predict(classifier.model, classifier.logits, compared, device=settings.device)
+    check_agreement(samples.labels[: len(compared)], predicted)
 
 
 def _left_by_data(samples: Samples, settings: InspectSettings) -> Iterator[tuple[str, str]]:
