@@ -1,9 +1,11 @@
 """Inspections take a model with several inputs where they leave its inputs alone, and say so where they cannot."""
 
 import numpy as np
+import onnx
 import pytest
-from texts import text_classifier, texts, votes
+from texts import save_texts, text_classifier, texts, votes
 
+from calibrate.__main__ import main
 from calibrate.graph import find_sites
 from calibrate.inspection.ban import BanSettings, detect_ban
 from calibrate.inspection.problem import InspectionProblem
@@ -37,3 +39,11 @@ def test_ban_lets_a_model_with_several_inputs_vote(problem):
     settings = BanSettings(seeds=2, noise_steps=3, mask_steps=5, batch_size=32, n_fitting=40)
     found = detect_ban(problem, settings=settings).summary()
     assert (found["n_samples"], [sum(votes) for votes in found["histograms"]]) == (60, [60, 60])
+
+
+def test_the_inspect_command_says_that_triggers_cannot_be_recovered_and_does_the_rest(tmp_path, capsys):
+    onnx.save(text_classifier(), tmp_path / "texts.onnx")
+    data = save_texts(tmp_path / "clean.npz", 520)
+    assert main(["inspect", str(tmp_path / "texts.onnx"), "--data", str(data), "--depth", "full"]) == 0
+    told = capsys.readouterr().out
+    assert "this one has 2 inputs (input_ids, attention_mask)" in told
