@@ -1,11 +1,12 @@
 """A small port of ANP, adversarial neuron pruning (Wu and Wang, NeurIPS 2021), to compare with.
 
-Each channel before an activation, z = mean + (z - mean), becomes (1 + xi) mean + (m + delta)(z - mean). The noise
-delta and xi is drawn from [-eps, eps] and moved by one signed gradient step to raise the loss; the mask m in [0, 1]
-is then moved to lower alpha * loss without noise + (1 - alpha) * loss with it. Channels whose mask falls below the
-threshold are set to their mean. The constants are the official code's. Where it differs: BatchNorm is folded away in
-these graphs, so that delta and xi act on the deviation and the mean over the clean images in place of BatchNorm's
-scale and shift, and statistics are those of all images, not of each batch.
+Each channel z before an activation is standardised over the batch and becomes (1 + xi) mean + (m + delta) sd z, mean
+and sd being those of the clean images: what BatchNorm does in training mode with a scale (m + delta) gamma and a
+shift (1 + xi) beta, for graphs into whose weights it is folded. The noise delta and xi is drawn from [-eps, eps] and
+moved by one signed gradient step to raise the loss; the mask m in [0, 1] is then moved to lower alpha * loss without
+noise + (1 - alpha) * loss with it. Channels are pruned, smallest mask first, as long as the clean accuracy on the
+same images falls by no more than is allowed; a pruned one is held at its mean. The constants are the official code's,
+but for the iterations where a caller says so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,15 +35,15 @@ class AnpSettings:
     learning_rate: float = 0.2
     momentum: float = 0.9
     batch_size: int = 128
-    threshold: float = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Masked:
-    """Masks and clean means (1, K, 1, 1) by tensor."""
+    """Masks, clean means and clean standard deviations (1, K, 1, 1) by tensor."""
 
     masks: Mapping[str, Tensor]
     means: Mapping[str, Tensor]
+    deviations: Mapping[str, Tensor]
 
 
 def fit_masks(
@@ -54,7 +55,7 @@ def fit_masks(
     settings: AnpSettings,
 ) -> Masked:
     """Learn the masks of these tensors (N, K, H, W) on clean inputs and labels."""
-    means = _means(model, tensors, inputs)
+    means, deviations = _moments(model, tensors, inputs)
     masks = {name: torch.ones_like(mean).requires_grad_() for name, mean in means.items()}
     optimizer = torch.optim.SGD(masks.values(), lr=settings.learning_rate, momentum=settings.momentum)
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +63,11 @@ def fit_masks(
         rows = torch.randint(len(inputs), (settings.batch_size,), generator=generator)
 
         def loss(noise: Mapping[str, Noise], rows: Tensor = rows) -> Tensor:
-            (found,) = model(inputs[rows], outputs=[logits], at=_noisy(masks, means, noise))
+            (found,) = model(
+                inputs[rows],
+                outputs=[logits],
+                at=_noisy(Masked(masks=masks, means=means, deviations=deviations), noise),
+            )
             return F.cross_entropy(found, labels[rows])
 
         noise = _worst_noise(loss, means, settings.eps, generator)
@@ -73,31 +78,43 @@ def fit_masks(
         with torch.no_grad():
             for mask in masks.values():
                 mask.clamp_(0, 1)
-    return Masked(masks={name: mask.detach() for name, mask in masks.items()}, means=means)
+    fitted = {name: mask.detach() for name, mask in masks.items()}
+    return Masked(masks=fitted, means=means, deviations=deviations)
 
 
 def masking(masked: Masked, threshold: float) -> dict[str, Change]:
-    """Return the changes that set every channel whose mask is below the threshold to its mean."""
-    kept = {name: (mask >= threshold).float() for name, mask in masked.masks.items()}
-    return _noisy(kept, masked.means, {})
+    """Return the changes that hold every channel whose mask is at most the threshold at its clean mean."""
+
+    def change(name: str) -> Change:
+        kept, mean = (masked.masks[name] > threshold).float(), masked.means[name]
+        return lambda z: mean + kept * (z - mean)
+
+    return {name: change(name) for name in masked.masks}
 
 
 @torch.no_grad()
-def _means(model: DifferentiableModel, tensors: Sequence[str], inputs: Tensor) -> dict[str, Tensor]:
+def _moments(
+    model: DifferentiableModel, tensors: Sequence[str], inputs: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     parts = [model(part, outputs=tensors) for part in torch.split(inputs, 250)]
-    return {
-        name: torch.cat([part[place] for part in parts]).mean(dim=(0, 2, 3), keepdim=True)
-        for place, name in enumerate(tensors)
-    }
+    values = {name: torch.cat([part[place] for part in parts]) for place, name in enumerate(tensors)}
+    means = {name: v.mean(dim=(0, 2, 3), keepdim=True) for name, v in values.items()}
+    return means, {name: v.std(dim=(0, 2, 3), keepdim=True) for name, v in values.items()}
 
 
-def _noisy(masks: Mapping[str, Tensor], means: Mapping[str, Tensor], noise: Mapping[str, Noise]) -> dict[str, Change]:
+def _noisy(masked: Masked, noise: Mapping[str, Noise]) -> dict[str, Change]:
     def change(name: str) -> Change:
-        mean, mask = means[name], masks[name]
+        mean, deviation, mask = masked.means[name], masked.deviations[name], masked.masks[name]
         delta, xi = noise.get(name, (torch.zeros(()), torch.zeros(())))
-        return lambda z: (1 + xi) * mean + (mask + delta) * (z - mean)
 
-    return {name: change(name) for name in masks}
+        def batch_norm(z: Tensor) -> Tensor:
+            centred = z - z.mean(dim=(0, 2, 3), keepdim=True)
+            scale = centred.square().mean(dim=(0, 2, 3), keepdim=True).add(1e-5).sqrt()
+            return (1 + xi) * mean + (mask + delta) * deviation * centred / scale
+
+        return batch_norm
+
+    return {name: change(name) for name in masked.masks}
 
 
 def _worst_noise(
