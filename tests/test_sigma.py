@@ -104,8 +104,9 @@ def test_every_site_gets_one_bound_per_channel():
 
 def test_a_graph_through_which_no_gradient_goes_is_bounded_all_the_same():
     model = model_of(
-        node("QuickGelu", ["x"], ["gelu"], domain="com.microsoft"), node("Neg", ["gelu"], ["y"]),
-        domains=["com.microsoft"],
+        node("Gelu", ["x"], ["gelu"]), node("QuantizeLinear", ["gelu", "step"], ["rounded"]),
+        node("DequantizeLinear", ["rounded", "step"], ["h"]), node("Neg", ["h"], ["y"]),
+        weights={"step": 0.01}, opset=20, ir_version=9,
     )  # fmt: skip
     with pytest.raises(CalibrationError, match="no gradient"):
         DifferentiableModel(model)

@@ -1,6 +1,6 @@
 """An ONNX model as the nodes and weights that run in torch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx
 from onnx import inliner
@@ -20,7 +20,34 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     unknown = [("", op_type) for op_type in sorted(own - OPERATORS.keys())]
     if not unknown:
         return model
-    return inliner.inline_selected_functions(model, unknown, exclude=False, inline_schema_functions=True)
+    try:
+        return inliner.inline_selected_functions(
+            _with_defaults(model, {op_type for _, op_type in unknown}),
+            unknown,
+            exclude=False,
+            inline_schema_functions=True,
+        )
+    except RuntimeError as error:
+        names = ", ".join(op_type for _, op_type in unknown)
+        raise CalibrationError(
+            f"no gradient can be computed through {names}, which ONNX cannot write out by other operators in this form."
+            " Use a method that needs no gradient: --method sigma"
+        ) from error
+
+
+def _with_defaults(model: onnx.ModelProto, op_types: Collection[str]) -> onnx.ModelProto:
+    """Return a copy whose nodes of these types carry the defaults of their attributes, which writing out forgets."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    opset = next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 1)
+    for node in _nodes(copy.graph):
+        if node.op_type not in op_types or not onnx.defs.has(node.op_type):
+            continue
+        given = {attribute.name for attribute in node.attribute}
+        known = onnx.defs.get_schema(node.op_type, opset, "").attributes
+        defaults = (a.default_value for name, a in known.items() if name not in given)
+        node.attribute.extend(d for d in defaults if d.type != onnx.AttributeProto.UNDEFINED)
+    return copy
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
