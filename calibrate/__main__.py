@@ -16,16 +16,17 @@ from guard.runtime import Guard
 try:
     from calibrate.command_line import parse
     from calibrate.data import Preprocessing, Samples, load_samples
+    from calibrate.estimation import TprEstimation
     from calibrate.evaluation import Evaluation
     from calibrate.files import check_place_of, write_file, write_json
     from calibrate.inspect_pipeline import InspectSettings, inspect_model
     from calibrate.inspection.inspection import Inspection
     from calibrate.inspection.report import evidence_rows, headline, left_rows, render_inspection
-    from calibrate.inspection.triggers import save_triggers
+    from calibrate.inspection.triggers import TriggerDistribution, save_triggers
     from calibrate.inspection.verdict import SUSPECTED
     from calibrate.pipeline import FitSettings, evaluate_bundle, fit_bundle
     from calibrate.progress import ProgressReport
-    from calibrate.report import warnings_of
+    from calibrate.report import estimate_rows, warnings_of
     from calibrate.thresholds import RULES
 except ModuleNotFoundError as error:
     if error.name not in ("matplotlib", "onnx", "PIL", "torch"):
@@ -85,14 +86,20 @@ def _write_inspection(found: Inspection, options: argparse.Namespace) -> None:
     if options.report is not None:
         write_file("--report", options.report, render_inspection(found))
     if options.triggers is not None:
-        kept = () if found.mesa is None else found.mesa.suspected.kept
-        if kept:
-            save_triggers(options.triggers, kept)
-        else:
-            print(f"warning: no trigger was recovered; {options.triggers} is not written", file=sys.stderr)
+        _write_triggers(options.triggers, () if found.mesa is None else found.mesa.suspected.kept)
+
+
+def _write_triggers(path: str, kept: Sequence[TriggerDistribution]) -> None:
+    if kept:
+        save_triggers(path, kept)
+    else:
+        print(f"warning: no trigger was recovered; {path} is not written", file=sys.stderr)
 
 
 def _fit(options: argparse.Namespace) -> int:
+    if options.triggers is not None and not options.estimate_tpr:
+        raise InputError("--triggers is for --estimate-tpr; give both, or neither")
+    check_place_of("--triggers", options.triggers, bundle=options.bundle)
     rule = RULES[options.rule]
     settings = FitSettings(
         method=options.method,
@@ -105,6 +112,8 @@ def _fit(options: argparse.Namespace) -> int:
         limit=options.limit,
         seed=options.seed,
         device=options.device,
+        estimate_tpr=options.estimate_tpr,
+        target_class=options.target_class,
     )
     with ProgressReport(sys.stderr) as progress:
         manifest, findings = fit_bundle(options.model, options.data, options.bundle, settings, progress)
@@ -112,8 +121,19 @@ def _fit(options: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     print("measured on the held-out set, which nothing was fitted on:")
     _print_rows((key, value) for key, value in _evaluation_rows(findings.held_out) if value != _NO_VALUE)
+    _print_estimation(findings.estimation, options.triggers)
     print(f"\nbundle written to {options.bundle}; look at {Path(options.bundle) / REPORT}")
     return 0
+
+
+def _print_estimation(estimation: TprEstimation | None, triggers: str | None) -> None:
+    if estimation is None or estimation.recovered is None:
+        return
+    if estimation.estimates:
+        print(f"\nflagged, estimated on recovered triggers towards class {estimation.target_class}:")
+        _print_rows(estimate_rows(estimation))
+    if triggers is not None:
+        _write_triggers(triggers, estimation.recovered.kept)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -192,11 +212,21 @@ def _manifest_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "score", manifest.score
     for name, t in manifest.thresholds.items():
         yield f"{name} threshold", f"{t.value:.6g}, for a false-positive rate of {t.target_fpr:g}, from {t.n} inputs"
-    yield "calibration", _sentence(manifest.calibration)
+    yield "calibration", _sentence({k: v for k, v in manifest.calibration.items() if k != "estimated_tpr"})
+    yield from _estimated_rows(manifest.calibration.get("estimated_tpr"))
     yield "written with", _sentence(manifest.versions)
     yield "seed", str(manifest.seed)
     for name, digest in manifest.files.items():
         yield name, f"{digest.n_bytes} bytes, SHA-256 {digest.sha256[:16]}..."
+
+
+def _estimated_rows(estimated: object) -> Iterator[tuple[str, str]]:
+    """Yield the estimates that a manifest holds, as far as it holds them in the known form."""
+    if not isinstance(estimated, dict):
+        return
+    yield "tpr estimated on triggers", f"towards class {estimated.get('target_class')}"
+    for found in estimated.get("estimates", []):
+        yield "", _sentence(found)
 
 
 def _sentence(values: object) -> str:

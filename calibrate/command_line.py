@@ -56,6 +56,11 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
                      help=f"clean inputs answered by the bounded model ({_defaults('correct_fpr')})")  # fmt: skip
     fit.add_argument("--max-accuracy-drop", type=float, default=0.03, metavar="SHARE",
                      help="clean accuracy that bounding may cost (%(default)s)")  # fmt: skip
+    fit.add_argument("--estimate-tpr", action="store_true",
+                     help="recover triggers from the model and say how many of them are flagged")  # fmt: skip
+    fit.add_argument("--target-class", type=int, metavar="N",
+                     help="the class to recover triggers for (the one that BAN suspects)")  # fmt: skip
+    fit.add_argument("--triggers", metavar="FILE.npz", help="also write the recovered triggers there")
     _add_preprocessing(fit)
     _add_draw(fit, limit=5000)
     _add_device(fit)

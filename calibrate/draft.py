@@ -40,6 +40,8 @@ class FitSettings:
         preprocessing: How images become inputs.
         limit: Use at most this many samples.
         seed: Of everything drawn at random.
+        estimate_tpr: Whether to recover triggers and count how many of them are flagged.
+        target_class: The class to recover them for; None for the one that BAN suspects.
         device: Where the models run and gradients are computed, as torch names it.
     """
 
@@ -53,6 +55,8 @@ class FitSettings:
     limit: int | None = 5000
     seed: int = 0
     device: str = "cpu"
+    estimate_tpr: bool = False
+    target_class: int | None = None
 
 
 def draft_bundle(

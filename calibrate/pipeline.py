@@ -6,29 +6,29 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.bounds import METHODS, NEEDS, Method, Needs
-from calibrate.data import PARTS, CalibrationSplit, Preprocessing, Samples, load_samples, split_samples
-from calibrate.differentiable import check_device
+from calibrate.bounds import METHODS, Method
+from calibrate.data import PARTS, CalibrationSplit, Samples, load_samples, split_samples
 from calibrate.draft import FitSettings, draft_bundle
+from calibrate.estimation import Recover, TprEstimation, estimate_tpr, recover_for_estimate
 from calibrate.evaluation import Answered, Evaluation, evaluate
+from calibrate.fit_checks import check_enough_to_estimate, check_labels, check_preprocessing, check_settings
 from calibrate.forward import batches, predict, provider_of
 from calibrate.graph import Classifier, read_classifier, survey_sites
-from calibrate.labels import N_COMPARED, check_agreement, check_several_classes
+from calibrate.inspection.mesa import MesaFindings
+from calibrate.inspection.problem import InspectionProblem
 from calibrate.report import Findings, render_report
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
 from calibrate.sufficiency import check_enough
 from calibrate.thresholds import RULES
 from guard.bundle import BOUNDED, ORIGINAL, REPORT, THRESHOLDS, Bundle, check_place, pack_scores, save_bundle
-from guard.errors import InputError
 from guard.manifest import Manifest
 from guard.runtime import Guard
-from guard.scores import SCORES
-from guard.types import FloatArray, ModelRun, TensorSpec, Threshold
+from guard.types import FloatArray, ModelRun, Threshold
 
 __all__ = ["PARTS", "FitSettings", "answer", "evaluate_bundle", "fit_bundle"]
 
 _BATCH = 64
-_LEAST_RATE = 1e-6  # which takes a million samples
+_N_EXAMPLES = 4  # held-out inputs that the report shows triggers on
 
 
 def fit_bundle(
@@ -39,6 +39,7 @@ def fit_bundle(
     progress: Progress,
     *,
     methods: Mapping[str, Method] = METHODS,
+    recover: Recover = recover_for_estimate,
 ) -> tuple[Manifest, Findings]:
     """Fit a guard for a model on clean data and save it as a bundle.
 
@@ -49,6 +50,7 @@ def fit_bundle(
         settings: What to fit.
         progress: Told how far the work is.
         methods: Ways to learn bounds, by the name that settings choose.
+        recover: How triggers are recovered where settings ask for an estimate.
 
     Returns:
         The manifest and what was found while fitting.
@@ -59,18 +61,24 @@ def fit_bundle(
         BundleError: The bundle cannot be written there.
     """
     check_place(bundle)
-    _check_settings(settings, methods)
+    check_settings(settings, methods)
     classifier = read_classifier(model)
     sites, unranked = survey_sites(classifier.model)
     samples = _load(data, classifier, settings, progress)
     split = split_samples(samples, fractions=PARTS, seed=settings.seed)
     problem = _problem(classifier, sites, split.bounds, settings, progress)
+    recovered = _recover(problem, classifier.n_classes, settings, recover)
     bounds = methods[settings.method](problem)
     draft = draft_bundle(classifier, sites, bounds, split, settings)
     thresholds, clean_scores = _fit_thresholds(draft, split, settings, progress)
     fitted = replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(clean_scores))
     found = _find(fitted, bounds, split.held_out, settings, progress)
-    findings = replace(found, dropped_outputs=classifier.dropped, unranked=unranked)
+    findings = replace(
+        found,
+        dropped_outputs=classifier.dropped,
+        unranked=unranked,
+        estimation=_estimate(fitted, recovered, split.held_out, settings, progress) if settings.estimate_tpr else None,
+    )
     return _save(fitted, bundle, findings), findings
 
 
@@ -106,7 +114,7 @@ def answer(guard: Guard, samples: Samples, progress: Progress, *, stage: str) ->
 
 def _load(data: str | Path, classifier: Classifier, settings: FitSettings, progress: Progress) -> Samples:
     """Load the calibration set and refuse one that is too small or labelled for other classes."""
-    _check_preprocessing(classifier.inputs, settings.preprocessing)
+    check_preprocessing(classifier.inputs, settings.preprocessing)
     samples = load_samples(
         data,
         inputs=classifier.inputs,
@@ -117,54 +125,9 @@ def _load(data: str | Path, classifier: Classifier, settings: FitSettings, progr
         progress=progress,
     )
     check_enough(len(samples), settings)
-    _check_labels(classifier, samples, settings)
+    check_enough_to_estimate(len(samples), settings)
+    check_labels(classifier, samples, settings)
     return samples
-
-
-def _check_settings(settings: FitSettings, methods: Mapping[str, Method]) -> None:
-    for name in ("target_fpr", "correct_fpr"):
-        rate = getattr(settings, name)
-        if not _LEAST_RATE <= rate < 1:
-            raise InputError(f"{name} is {rate:g}; it is a fraction from {_LEAST_RATE:g} to below 1, such as 0.01")
-    if settings.correct_fpr < settings.target_fpr:
-        raise InputError(
-            f"correct_fpr is {settings.correct_fpr:g}, below target_fpr {settings.target_fpr:g}; what is flagged is"
-            " also corrected, so it must be at least as high"
-        )
-    if not 0 <= settings.max_accuracy_drop < 1:
-        raise InputError(f"max_accuracy_drop is {settings.max_accuracy_drop:g}; it is a fraction, such as 0.03")
-    if settings.seed < 0:
-        raise InputError(f"seed is {settings.seed}; it is a whole number from 0 up")
-    check_device(settings.device)
-    for name, known in (("method", methods), ("score", SCORES), ("rule", RULES)):
-        if (chosen := getattr(settings, name)) not in known:
-            raise InputError(f"there is no {name} {chosen!r}; choose one of {', '.join(known)}")
-
-
-def _check_preprocessing(inputs: Sequence[TensorSpec], preprocessing: Preprocessing) -> None:
-    """Refuse a mean or std of another number of channels, even where the data are model-ready: the bundle keeps it."""
-    spec = inputs[0]
-    if len(inputs) > 1 or len(spec.shape) != 4:
-        return
-    channels = spec.shape[1 if preprocessing.layout == "nchw" else 3]
-    for name in ("mean", "std"):
-        n_given = len(getattr(preprocessing, name))
-        if channels is not None and n_given not in (1, channels):
-            raise InputError(
-                f"{name} has {n_given} values, but the model's input {spec} has {channels} channels; give one value,"
-                " or one per channel"
-            )
-
-
-def _check_labels(classifier: Classifier, samples: Samples, settings: FitSettings) -> None:
-    """Refuse labels of other classes than the model's, and of one class where the method needs several."""
-    if samples.labels is None:
-        return
-    compared = samples.take(np.arange(min(len(samples), N_COMPARED)))
-    predicted = predict(classifier.model, classifier.logits, compared, device=settings.device)
-    check_agreement(samples.labels[: len(compared)], predicted)
-    if NEEDS.get(settings.method, Needs()).several_classes:
-        check_several_classes(samples.labels, wanted_by=f"--method {settings.method}")
 
 
 def _problem(
@@ -191,6 +154,29 @@ def _problem(
         seed=settings.seed,
         progress=progress,
         device=settings.device,
+    )
+
+
+def _recover(problem: BoundsProblem, n_classes: int, settings: FitSettings, recover: Recover) -> MesaFindings | None:
+    """Recover triggers from the bounds set, before the long work that a refusal would waste."""
+    if not settings.estimate_tpr:
+        return None
+    shared = ("model", "logits", "sites", "inputs", "labels", "seed", "progress", "device")
+    values = {name: getattr(problem, name) for name in shared}
+    return recover(InspectionProblem(n_classes=n_classes, **values), settings.target_class)
+
+
+def _estimate(
+    fitted: Bundle, recovered: MesaFindings | None, held_out: Samples, settings: FitSettings, progress: Progress
+) -> TprEstimation:
+    """Count which of the recovered triggers the fitted guard flags on the held-out set."""
+    kept = () if recovered is None else recovered.kept
+    return TprEstimation(
+        target_class=None if recovered is None else recovered.target_class,
+        is_given=settings.target_class is not None,
+        recovered=recovered,
+        estimates=estimate_tpr(_open(fitted, settings), kept, held_out, seed=settings.seed, progress=progress),
+        examples=np.asarray(held_out[0:_N_EXAMPLES]),
     )
 
 
@@ -241,7 +227,9 @@ def _save(fitted: Bundle, place: str | Path, findings: Findings) -> Manifest:
 
 def _measured(findings: Findings) -> Mapping[str, object]:
     held_out = findings.held_out
+    estimated = {} if findings.estimation is None else {"estimated_tpr": findings.estimation.summary()}
     return {
+        **estimated,
         "held_out_fpr": held_out.measured_fpr,
         "held_out_original_accuracy": held_out.original_clean_accuracy,
         "held_out_bounded_accuracy": held_out.bounded_clean_accuracy,

@@ -8,12 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from calibrate.estimation import TprEstimation
 from calibrate.evaluation import Evaluation
+from calibrate.inspection.trigger_pictures import trigger_picture
 from calibrate.page import ALERT, CORRECT, INK, STYLE, svg, table, tick_names
 from guard.manifest import Manifest
 from guard.types import FloatArray
 
-__all__ = ["Findings", "render_report", "warnings_of"]
+__all__ = ["Findings", "estimate_rows", "render_report", "warnings_of"]
 
 _ALIKE = 1e-9
 _SCORES_EXPLAINED = (
@@ -23,6 +25,12 @@ _SCORES_EXPLAINED = (
 
 
 _HALF = 0.5
+_ESTIMATE_EXPLAINED = (
+    "<p>The share of held-out inputs flagged among those that a recovered trigger takes to the class, with a 95 %"
+    " interval. It holds for triggers of these kinds; the attacker's may be of another. In each row: triggers, where"
+    " patches go, and held-out inputs that carry them.</p>"
+)
+_ESTIMATED = "estimated_tpr"
 _NOISE = 1e-4  # divergences below it may come from rounding alone
 
 
@@ -39,6 +47,7 @@ class Findings:
         skipped: Names of images that could not be read.
         dropped_outputs: Outputs of the model that the guarded one does not give.
         unranked: Activations that are not bounded because their rank is unknown.
+        estimation: The true-positive rate estimated on recovered triggers, where that was asked for.
     """
 
     held_out: Evaluation
@@ -49,6 +58,7 @@ class Findings:
     skipped: Sequence[str]
     dropped_outputs: Sequence[str] = ()
     unranked: Sequence[str] = ()
+    estimation: TprEstimation | None = None
 
 
 def render_report(manifest: Manifest, findings: Findings) -> bytes:
@@ -60,6 +70,7 @@ def render_report(manifest: Manifest, findings: Findings) -> bytes:
         *(f"<p class='warning'>{html.escape(w)}</p>" for w in warnings_of(manifest, findings)),
         "<h2>On clean inputs that nothing was fitted on</h2>",
         table(_held_out_rows(manifest, findings)),
+        *_estimation_parts(findings.estimation),
         "<h2>Scores of clean inputs</h2>",
         _SCORES_EXPLAINED,
         _score_picture(manifest, findings),
@@ -97,6 +108,7 @@ def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
             f"The alert threshold is {alert.value:.2g}, no more than rounding: the bounds hardly touch clean inputs,"
             " may not touch triggers, and what is flagged may differ from machine to machine."
         )
+    yield from () if findings.estimation is None else findings.estimation.warnings()
     if findings.skipped:
         yield f"{len(findings.skipped)} images could not be read and were skipped, such as {findings.skipped[0]}."
 
@@ -132,9 +144,29 @@ def _held_out_rows(manifest: Manifest, findings: Findings) -> Iterator[tuple[str
         yield f"accuracy, {model}", "unknown" if accuracy is None else f"{accuracy:.2%}"
 
 
+def estimate_rows(estimation: TprEstimation) -> Iterator[tuple[str, str]]:
+    """Yield per distribution of recovered triggers its name and the share flagged, with its interval and count."""
+    for estimate in estimation.estimates:
+        low, high = estimate.flagged.interval()
+        role = ", validating" if estimate.is_validating else ""
+        share = f"{estimate.flagged.share:.2%} [{low:.2%}, {high:.2%}] of {estimate.flagged.n}"
+        yield f"{estimate.kind}, level {estimate.beta:g}{role}", share if estimate.flagged.n else "no trigger works"
+
+
+def _estimation_parts(estimation: TprEstimation | None) -> Iterator[str]:
+    if estimation is None or estimation.recovered is None or not estimation.estimates:
+        return
+    yield f"<h2>True-positive rate, estimated on recovered triggers towards class {estimation.target_class}</h2>"
+    yield _ESTIMATE_EXPLAINED
+    yield table(estimate_rows(estimation))
+    yield trigger_picture(estimation.recovered.kept, estimation.examples)
+
+
 def _settings_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "method", str(manifest.method["name"])
     for key, value in {**manifest.method["settings"], **manifest.calibration, **manifest.preprocessing}.items():
+        if key == _ESTIMATED:  # has a table of its own
+            continue
         yield key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)
     yield "score", manifest.score
     for name, threshold in manifest.thresholds.items():

@@ -107,6 +107,7 @@ def test_the_official_profile_takes_620_steps_of_3x3_patches_and_levels_as_publi
     settings = MesaSettings.official_code()
     assert settings.iterations == 10 * (8000 // 128) == 620
     assert settings.kinds_for(32, 32) == (PATCH,)
+    assert (settings.learning_rate, settings.ema_rate, settings.adam_betas) == (2e-4, 0.001, (0.5, 0.999))
     assert (settings.betas, settings.alpha, settings.batch_size, settings.n_noise) == ((0.9, 0.8, 0.5), 0.1, 128, 64)
 
 

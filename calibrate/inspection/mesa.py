@@ -27,7 +27,7 @@ from calibrate.sites import RowsInMemory
 from guard.errors import CalibrationError, InputError
 from guard.types import FloatArray, IntArray
 
-__all__ = ["LEAST_SAMPLES", "MesaFindings", "MesaSettings", "recover_triggers"]
+__all__ = ["LEAST_SAMPLES", "MesaFindings", "MesaSettings", "check_recoverable", "recover_triggers"]
 
 LEAST_SAMPLES = 500
 """Fewer clean images than this, and no trigger is recovered."""
@@ -77,8 +77,22 @@ def recover_triggers(
     )
 
 
+def check_recoverable(problem: InspectionProblem, target_class: int) -> int:
+    """Return the axis of the channels, or refuse what no triggers come from (raises as recover_triggers does)."""
+    if not 0 <= target_class < problem.n_classes:
+        raise InputError(f"target class {target_class} does not exist; the classes are 0 to {problem.n_classes - 1}")
+    example = _images(problem, 1)
+    if len(problem.inputs) < LEAST_SAMPLES:
+        raise CalibrationError(
+            f"{len(problem.inputs)} samples are too few to recover triggers from; {LEAST_SAMPLES} are needed, so"
+            f" {LEAST_SAMPLES - len(problem.inputs)} are missing"
+        )
+    # Images are larger than their number of channels.
+    return 1 if example.shape[1] <= example.shape[3] else 3
+
+
 def _task(problem: InspectionProblem, target_class: int, settings: MesaSettings) -> _Task:
-    channel_axis = _check(problem, target_class)
+    channel_axis = check_recoverable(problem, target_class)
     inputs = _images(problem, settings.max_images)
     others = problem.labels[: len(inputs)] != target_class
     images = np.moveaxis(inputs, channel_axis, 1).astype(np.float32)
@@ -185,20 +199,6 @@ def _measure(task: _Task, distribution: TriggerDistribution) -> Proportion:
         logits = found[task.problem.logits]
         count += int(((logits.argmax(axis=1) == task.target_class) & ~np.isnan(logits).any(axis=1)).sum())
     return Proportion(count=count, n=len(triggered))
-
-
-def _check(problem: InspectionProblem, target_class: int) -> int:
-    """Refuse what has no triggers to recover; return the axis of the channels."""
-    if not 0 <= target_class < problem.n_classes:
-        raise InputError(f"target class {target_class} does not exist; the classes are 0 to {problem.n_classes - 1}")
-    example = _images(problem, 1)
-    if len(problem.inputs) < LEAST_SAMPLES:
-        raise CalibrationError(
-            f"{len(problem.inputs)} samples are too few to recover triggers from; {LEAST_SAMPLES} are needed, so"
-            f" {LEAST_SAMPLES - len(problem.inputs)} are missing"
-        )
-    # Images are larger than their number of channels.
-    return 1 if example.shape[1] <= example.shape[3] else 3
 
 
 def _images(problem: InspectionProblem, n: int) -> FloatArray:

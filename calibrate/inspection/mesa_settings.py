@@ -21,7 +21,7 @@ class MesaSettings:
             of the target class in the loss, and takes every iteration; ``corrected`` draws a place per image, uses the
             last row and column, leaves those images out, and stops early.
         kinds: What triggers to look for; None for one kind per family, sized by the image: patches of 3 pixels per
-            32 of the image's shorter side, blends of 0.1, warps of up to 1/16 of the side.
+            32 of the image's shorter side and at least 3, blends of 0.05, warps of up to 1/32 of the side.
         betas: The staircase: the levels of success, each of a generator of its own.
         alpha: The weight of the entropy.
         n_noise: Numbers of noise per trigger.
@@ -44,7 +44,7 @@ class MesaSettings:
     width: int = 512
     iterations: int = 300
     batch_size: int = 64
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
     adam_betas: tuple[float, float] = (0.5, 0.999)
     ema_rate: float = 0.01
     smoothing: float = 0.1
@@ -59,6 +59,7 @@ class MesaSettings:
             kinds=(TriggerKind(family="patch", size=3),),
             iterations=10 * (8000 // 128),
             batch_size=128,
+            learning_rate=2e-4,
             ema_rate=0.001,
             max_images=10_000,
         )
@@ -67,9 +68,9 @@ class MesaSettings:
         """Return the kinds to look for in images of this size."""
         if self.kinds is not None:
             return self.kinds
-        side = max(2, round(3 * min(height, width) / _SIDE))
+        side = max(3, round(3 * min(height, width) / _SIDE))
         return (
             TriggerKind(family="patch", size=side),
-            TriggerKind(family="blend", size=_PATTERN_SIDE, strength=0.1),
-            TriggerKind(family="warp", size=_FIELD_SIDE, strength=1 / 16),
+            TriggerKind(family="blend", size=_PATTERN_SIDE, strength=0.05),
+            TriggerKind(family="warp", size=_FIELD_SIDE, strength=1 / 32),
         )

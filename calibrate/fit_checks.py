@@ -1,0 +1,91 @@
+"""What a fit refuses before its long work."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from calibrate.bounds import NEEDS, Method, Needs
+from calibrate.data import PARTS, Preprocessing, Samples, part_sizes
+from calibrate.differentiable import check_device
+from calibrate.draft import FitSettings
+from calibrate.forward import predict
+from calibrate.graph import Classifier
+from calibrate.inspection.mesa import LEAST_SAMPLES
+from calibrate.labels import N_COMPARED, check_agreement, check_several_classes
+from calibrate.thresholds import RULES
+from guard.errors import CalibrationError, InputError
+from guard.scores import SCORES
+from guard.types import TensorSpec
+
+__all__ = ["check_enough_to_estimate", "check_labels", "check_preprocessing", "check_settings"]
+
+_LEAST_RATE = 1e-6  # which takes a million samples
+
+
+def check_settings(settings: FitSettings, methods: Mapping[str, Method]) -> None:
+    """Refuse settings that cannot be.
+
+    Raises:
+        InputError: One of them is out of range, unknown, or goes with another that is not there.
+    """
+    _check_rates(settings)
+    if settings.seed < 0:
+        raise InputError(f"seed is {settings.seed}; it is a whole number from 0 up")
+    if settings.target_class is not None and not settings.estimate_tpr:
+        raise InputError("--target-class is for --estimate-tpr; give both, or neither")
+    check_device(settings.device)
+    for name, known in (("method", methods), ("score", SCORES), ("rule", RULES)):
+        if (chosen := getattr(settings, name)) not in known:
+            raise InputError(f"there is no {name} {chosen!r}; choose one of {', '.join(known)}")
+
+
+def _check_rates(settings: FitSettings) -> None:
+    for name in ("target_fpr", "correct_fpr"):
+        rate = getattr(settings, name)
+        if not _LEAST_RATE <= rate < 1:
+            raise InputError(f"{name} is {rate:g}; it is a fraction from {_LEAST_RATE:g} to below 1, such as 0.01")
+    if settings.correct_fpr < settings.target_fpr:
+        raise InputError(
+            f"correct_fpr is {settings.correct_fpr:g}, below target_fpr {settings.target_fpr:g}; what is flagged is"
+            " also corrected, so it must be at least as high"
+        )
+    if not 0 <= settings.max_accuracy_drop < 1:
+        raise InputError(f"max_accuracy_drop is {settings.max_accuracy_drop:g}; it is a fraction, such as 0.03")
+
+
+def check_preprocessing(inputs: Sequence[TensorSpec], preprocessing: Preprocessing) -> None:
+    """Refuse a mean or std of another number of channels, even where the data are model-ready: the bundle keeps it."""
+    spec = inputs[0]
+    if len(inputs) > 1 or len(spec.shape) != 4:
+        return
+    channels = spec.shape[1 if preprocessing.layout == "nchw" else 3]
+    for name in ("mean", "std"):
+        n_given = len(getattr(preprocessing, name))
+        if channels is not None and n_given not in (1, channels):
+            raise InputError(
+                f"{name} has {n_given} values, but the model's input {spec} has {channels} channels; give one value,"
+                " or one per channel"
+            )
+
+
+def check_labels(classifier: Classifier, samples: Samples, settings: FitSettings) -> None:
+    """Refuse labels of other classes than the model's, and of one class where the method needs several."""
+    if samples.labels is None:
+        return
+    compared = samples.take(np.arange(min(len(samples), N_COMPARED)))
+    predicted = predict(classifier.model, classifier.logits, compared, device=settings.device)
+    check_agreement(samples.labels[: len(compared)], predicted)
+    if NEEDS.get(settings.method, Needs()).several_classes:
+        check_several_classes(samples.labels, wanted_by=f"--method {settings.method}")
+
+
+def check_enough_to_estimate(n: int, settings: FitSettings) -> None:
+    """Refuse too few samples to recover triggers from, where that is asked for."""
+    if settings.estimate_tpr and part_sizes(n)[0] < LEAST_SAMPLES:
+        total = math.ceil(LEAST_SAMPLES / PARTS[0])
+        raise CalibrationError(
+            f"{n} samples are too few to estimate a true-positive rate: the bounds set, {PARTS[0]:.0%} of them, takes"
+            f" {LEAST_SAMPLES} to recover triggers from, so it takes {total} in all; give more clean samples or fit"
+            " without --estimate-tpr"
+        )
