@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from benchmarks import bounds, detection, fitting, insertion, published, serving_cost, sharing, suspicion
+from benchmarks import bounds, detection, fitting, insertion, inspection, published, serving_cost, sharing, suspicion
 from calibrate.bounds import METHODS
 
 OUT = Path("out/benchmarks")
@@ -17,6 +17,7 @@ MEASUREMENTS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     "detection": detection.measure,
     "fitting": fitting.measure,
     "insertion": insertion.measure,
+    "inspection": inspection.measure,
     "published": published.measure,
     "serving_cost": serving_cost.measure,
     "sharing": sharing.measure,

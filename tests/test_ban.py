@@ -1,6 +1,7 @@
 """BAN: the port checks of its operator, mask and statistic, the verdict rule, and whole runs on small models."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,14 +182,14 @@ def test_the_mask_keeps_what_the_labels_need_and_drops_the_rest():
     def head(rows):
         return rows[:, :2] + 0 * rows[:, 2:]
 
-    mask = learn_mask(head, features, labels, settings=settings, generator=_generator(), report=lambda _: None)
+    mask = learn_mask(head, features, labels, weight=1.0, settings=settings, generator=_generator(), report=print)
     assert mask[:2].min() > 0.9
     assert mask[2:].max() < 0.1
     assert mask_loss(head, features, labels, mask) < mask_loss(head, features, labels, 1 - mask)
 
 
 def test_a_mask_loss_that_is_no_number_is_refused():
-    broken = {"settings": BanSettings(), "generator": _generator(), "report": lambda _: None}
+    broken = {"weight": 1.0, "settings": BanSettings(), "generator": _generator(), "report": lambda _: None}
     with pytest.raises(CalibrationError, match="mask loss is nan at step 1 of 400"):
         learn_mask(lambda rows: rows / 0 * 0, torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), **broken)
 
@@ -240,6 +241,16 @@ def test_progress_reaches_the_end_of_every_stage():
     detect_ban(_family_problem("mlp", progress=lambda stage, *counts: told.update({stage: counts})), settings=QUICK)
     assert list(told) == ["BAN: clean features", "BAN: feature masks", "BAN: neuron noise", "BAN: votes"]
     assert [done == total for done, total in told.values()] == [True] * 4
+
+
+def test_the_weight_of_the_masks_size_is_the_cross_entropy_of_guessing_unless_set():
+    assert detect_ban(_family_problem("mlp"), settings=QUICK).settings.mask_weight == pytest.approx(np.log(10))
+    chosen = replace(QUICK, mask_weight=0.75, mask_penalty="log-l1")
+    assert detect_ban(_family_problem("mlp"), settings=chosen).settings == chosen
+
+
+def test_an_empty_mask_has_a_penalty():
+    assert size_penalty(torch.zeros(4), "log-l1").item() == 0
 
 
 def test_too_few_samples_are_refused_with_what_would_work():

@@ -9,8 +9,9 @@ Ours: several seeds with an interval, the rule that turns the statistic into a v
 BatchNorm.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
@@ -69,7 +70,7 @@ def detect_ban(problem: InspectionProblem, *, settings: BanSettings | None = Non
         CalibrationError: There are fewer than 50 inputs, nothing to put noise on, an operator without gradient, or a
             loss that is NaN or infinite.
     """
-    settings = settings or BanSettings()
+    settings = _for_classes(settings or BanSettings(), problem.n_classes)
     if len(problem.inputs) < LEAST_SAMPLES:
         raise CalibrationError(
             f"{len(problem.inputs)} clean samples are too few for BAN; expected at least {LEAST_SAMPLES}: give more, "
@@ -89,6 +90,12 @@ def detect_ban(problem: InspectionProblem, *, settings: BanSettings | None = Non
         unneeded=_unneeded(task, masks),
         settings=settings,
     )
+
+
+def _for_classes(settings: BanSettings, n_classes: int) -> BanSettings:
+    """Put in the weight that the number of classes decides."""
+    weight = math.log(n_classes) if settings.mask_weight is None else settings.mask_weight
+    return replace(settings, mask_weight=weight)
 
 
 def _prepare(problem: InspectionProblem, settings: BanSettings) -> _Task:
@@ -157,6 +164,7 @@ def _masks(task: _Task, generators: Sequence[torch.Generator]) -> Iterator[Tenso
             head,
             task.features,
             task.labels,
+            weight=task.settings.mask_weight or 0.0,
             settings=task.settings,
             generator=generator,
             report=_counter(task, "BAN: feature masks", i, task.settings.mask_steps),

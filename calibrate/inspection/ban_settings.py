@@ -18,9 +18,11 @@ class BanSettings:
         noise_steps: Sign-gradient steps of size noise / noise_steps. README: 30 (code: 1).
         project: Keep the noise within ``noise``, as the paper defines it (Eq. 4). The released code does not: a random
             start and the steps together reach twice ``noise``.
-        mask_weight: Lambda, the weight of the mask's size. README: 0.75 (code: 0.25).
-        mask_penalty: ``log-l1`` has the released code's gradient, lambda / norm1(m) per entry; ``mean`` is lambda
-            times the mean of the mask.
+        mask_weight: Lambda, the weight of the mask's size; None for ln C, the cross-entropy of guessing: keeping every
+            feature then costs as much as knowing nothing. Ours; README: 0.75 (code: 0.25) for ``log-l1``, at which a
+            clean model's votes gather too.
+        mask_penalty: ``mean`` is lambda times the mean of the mask (ours); ``log-l1`` has the released code's gradient,
+            lambda / norm1(m) per entry, which grows as the mask shrinks and may empty it.
         mask_steps: Adam steps. Code: 20 epochs of 20 batches (README: ``--print-every 20``).
         mask_learning_rate: Of Adam. README and code: 0.01.
         batch_size: Inputs per step of either search. Code: 128.
@@ -32,8 +34,8 @@ class BanSettings:
     noise: float = 0.3
     noise_steps: int = 30
     project: bool = True
-    mask_weight: float = 0.75
-    mask_penalty: Literal["log-l1", "mean"] = "log-l1"
+    mask_weight: float | None = None
+    mask_penalty: Literal["log-l1", "mean"] = "mean"
     mask_steps: int = 400
     mask_learning_rate: float = 0.01
     batch_size: int = 128

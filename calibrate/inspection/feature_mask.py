@@ -18,6 +18,8 @@ from guard.errors import CalibrationError
 
 __all__ = ["learn_mask", "mask_loss", "size_penalty"]
 
+_TINY = 1e-12  # a mask of zeros has a size of 0, not of 0 / 0
+
 Head = Callable[[Tensor], Tensor]
 """From features (n, ...) to logits (n, C)."""
 
@@ -27,6 +29,7 @@ def learn_mask(
     features: Tensor,
     labels: Tensor,
     *,
+    weight: float,
     settings: BanSettings,
     generator: torch.Generator,
     report: Callable[[int], None],
@@ -40,7 +43,8 @@ def learn_mask(
         head: h.
         features: (n, ...) g(x) of clean inputs.
         labels: (n,) their classes.
-        settings: How to learn.
+        weight: Lambda.
+        settings: How to learn, but for lambda.
         generator: Draws the start and the batches.
         report: Told how many steps are done.
 
@@ -56,7 +60,7 @@ def learn_mask(
         rows = torch.randint(len(features), (settings.batch_size,), generator=generator).to(features.device)
         optimizer.zero_grad()
         loss = mask_loss(head, features[rows], labels[rows], mask)
-        loss = loss + settings.mask_weight * size_penalty(mask, settings.mask_penalty)
+        loss = loss + weight * size_penalty(mask, settings.mask_penalty)
         if not torch.isfinite(loss):
             raise CalibrationError(
                 f"BAN's mask loss is {loss.item()} at step {step} of {settings.mask_steps}; expected a finite number: "
@@ -79,4 +83,4 @@ def mask_loss(head: Head, features: Tensor, labels: Tensor, mask: Tensor) -> Ten
 def size_penalty(mask: Tensor, form: Literal["log-l1", "mean"]) -> Tensor:
     """Return the mask's size; in ``log-l1`` its value is always 1 and its gradient sign(m) / norm1(m), as released."""
     norm = mask.abs().sum()
-    return norm / norm.detach() if form == "log-l1" else norm / mask.numel()
+    return norm / norm.detach().clamp(min=_TINY) if form == "log-l1" else norm / mask.numel()
