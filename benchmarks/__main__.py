@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import bounds, detection, fitting, insertion, inspection, published, serving_cost, sharing, suspicion
+from benchmarks.one_part import LOOKS
 from calibrate.bounds import METHODS
 
 OUT = Path("out/benchmarks")
@@ -24,7 +25,8 @@ MEASUREMENTS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     "suspicion": suspicion.measure,
 }
 ROWS: Mapping[str, Callable[[Path], Iterator[str]]] = {
-    f"fitting:{method}": partial(fitting.measure, methods=[method]) for method in METHODS
+    **{f"fitting:{method}": partial(fitting.measure, methods=[method], parts=[]) for method in METHODS},
+    **{f"fitting:{part}": partial(fitting.measure, methods=[], parts=[part]) for part in LOOKS},
 }
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     """Print the sections asked for, or all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}; all by default;"
-                        " fitting:METHOD for one row")  # fmt: skip
+                        " fitting:METHOD or fitting:LOOK for one row")  # fmt: skip
     names = parser.parse_args().names or list(MEASUREMENTS)
     known = {**MEASUREMENTS, **ROWS}
     if unknown := [name for name in names if name not in known]:

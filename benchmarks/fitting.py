@@ -1,4 +1,4 @@
-"""How long a fit takes, per method, with the peak memory of the process.
+"""How long a fit takes, per method, and each look at a model, with the peak memory of the process.
 
 The network is a full-width ResNet-18, untrained: what a fit costs depends on the graph and not on what it has learned.
 Its inputs are 1000 CIFAR-10 calibration images, and their labels are the network's own predictions, written beforehand,
@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.detection import SHARED
 from benchmarks.models import write_resnet18
+from benchmarks.one_part import HUNDREDTHS, LOOKS
 from benchmarks.timing import silent
 from calibrate.bounds import METHODS
 from calibrate.data import Preprocessing, load_samples
@@ -27,8 +28,8 @@ __all__ = ["measure"]
 N = 1000
 
 
-def measure(out: Path, *, methods: Iterable[str] = METHODS) -> Iterator[str]:
-    """Yield a table: seconds of the whole command, and peak resident memory, per method."""
+def measure(out: Path, *, methods: Iterable[str] = METHODS, parts: Iterable[str] = (*LOOKS,)) -> Iterator[str]:
+    """Yield two tables: whole fits per method, and what each look at a model takes."""
     if not (SHARED / "data").is_dir():
         yield f"skipped: {SHARED}/data is absent"
         return
@@ -38,8 +39,16 @@ def measure(out: Path, *, methods: Iterable[str] = METHODS) -> Iterator[str]:
     yield "| method | fit, s | peak memory, MiB |"
     yield "|---|---|---|"
     for method in methods:
-        command = [str(model), "--data", str(data), "--method", method, "--bundle", str(out / "fitted")]
-        yield f"| {method} | {_run(command)} |"
+        if method in HUNDREDTHS:
+            seconds, peak = _part(model, data, method)
+            yield f"| {method} | about {100 * seconds:.0f}: 100 times {seconds:.1f}, a hundredth | {peak} |"
+        else:
+            yield f"| {method} | {_fit(model, data, method, out / 'fitted')} |"
+    yield "\n| look | s | peak memory, MiB |"
+    yield "|---|---|---|"
+    for part in parts:
+        seconds, peak = _part(model, data, part)
+        yield f"| {part} | {seconds:.1f} | {peak} |"
 
 
 def _write_samples(model: Path, place: Path) -> Path:
@@ -61,11 +70,25 @@ def _write_samples(model: Path, place: Path) -> Path:
     return place
 
 
-def _run(arguments: list[str]) -> str:
-    """Return the seconds and the peak MiB of one fit in a process of its own, or that it was refused."""
+def _fit(model: Path, data: Path, method: str, bundle: Path) -> str:
+    """Return the seconds and the peak MiB of a whole fit, or that it was refused."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "calibrate", "fit", *arguments], stdout=subprocess.DEVNULL)
+    options = ["--data", str(data), "--method", method, "--bundle", str(bundle)]
+    status, _, peak = _run(["calibrate", "fit", str(model), *options])
+    return f"{time.perf_counter() - started:.1f}{' (refused)' if status else ''} | {peak}"
+
+
+def _part(model: Path, data: Path, part: str) -> tuple[float, int]:
+    """Return the seconds of one part and the peak MiB of its process."""
+    _, told, peak = _run(["benchmarks.one_part", str(model), str(data), part])
+    return float(told), peak
+
+
+def _run(module: list[str]) -> tuple[int, str, int]:
+    """Run a module in a process of its own; return its status, what it printed and its peak resident MiB."""
+    process = subprocess.Popen([sys.executable, "-m", *module], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    told = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = f"{time.perf_counter() - started:.1f}{' (refused)' if process.returncode else ''}"
-    return f"{seconds} | {usage.ru_maxrss / 1024:.0f}"
+    return process.returncode, told, usage.ru_maxrss // 1024

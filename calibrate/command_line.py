@@ -59,7 +59,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--estimate-tpr", action="store_true",
                      help="recover triggers from the model and say how many of them are flagged")  # fmt: skip
     fit.add_argument("--target-class", type=int, metavar="N",
-                     help="the class to recover triggers for (the one that BAN suspects)")  # fmt: skip
+                     help="the class to recover triggers for (the one that the weights or BAN suspect)")  # fmt: skip
     fit.add_argument("--triggers", metavar="FILE.npz", help="also write the recovered triggers there")
     _add_preprocessing(fit)
     _add_draw(fit, limit=5000)

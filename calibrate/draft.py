@@ -41,7 +41,7 @@ class FitSettings:
         limit: Use at most this many samples.
         seed: Of everything drawn at random.
         estimate_tpr: Whether to recover triggers and count how many of them are flagged.
-        target_class: The class to recover them for; None for the one that BAN suspects.
+        target_class: The class to recover them for; None for the one that the head's weights or BAN suspect.
         device: Where the models run and gradients are computed, as torch names it.
     """
 

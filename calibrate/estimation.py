@@ -10,6 +10,7 @@ import numpy as np
 
 from calibrate.forward import batches
 from calibrate.inspection.ban import detect_ban
+from calibrate.inspection.class_prior import class_prior
 from calibrate.inspection.mesa import MesaFindings, check_recoverable, recover_triggers
 from calibrate.inspection.problem import InspectionProblem
 from calibrate.inspection.trigger_families import TriggerKind
@@ -72,8 +73,8 @@ class TprEstimation:
     """What was recovered, and how much of it is flagged.
 
     Args:
-        target_class: The class that triggers were recovered for; None where BAN suspects none.
-        is_given: Whether the caller named it; else BAN suspects it.
+        target_class: The class that triggers were recovered for; None where none is suspected.
+        is_given: Whether the caller named it.
         recovered: What MESA found for it.
         estimates: One per distribution that reached its level.
         examples: (n, ...) a few held-out inputs, to show triggers on.
@@ -89,7 +90,7 @@ class TprEstimation:
         """Return the figures as JSON can hold them."""
         return {
             "target_class": self.target_class,
-            "target_class_from": "caller" if self.is_given else "BAN",
+            "target_class_from": "caller" if self.is_given else "inspection",
             "estimates": [estimate.summary() for estimate in self.estimates],
         }
 
@@ -97,8 +98,8 @@ class TprEstimation:
         """Yield why there is no estimate, where there is none."""
         if self.target_class is None:
             yield (
-                "BAN suspects no class, so that no triggers were recovered and no true-positive rate estimated; name a"
-                " class with --target-class."
+                "Neither the head's weights nor BAN suspect a class, so that no triggers were recovered and no"
+                " true-positive rate estimated; name a class with --target-class."
             )
         elif not self.estimates:
             yield (
@@ -108,13 +109,16 @@ class TprEstimation:
 
 
 def recover_for_estimate(problem: InspectionProblem, target_class: int | None) -> MesaFindings | None:
-    """Recover triggers for a class; without one, for the class that BAN suspects, if any.
+    """Recover triggers for a class; without one, for a class that the head's weights favour or else BAN suspects.
 
     Raises:
         CalibrationError: MESA can recover nothing from the problem.
         InputError: There is no such class.
     """
     check_recoverable(problem, 0 if target_class is None else target_class)
+    if target_class is None:
+        prior = class_prior(problem.model, problem.logits, n_classes=problem.n_classes)
+        target_class = None if prior is None else prior.suspected_class
     if target_class is None:
         target_class = detect_ban(problem).suspected_target_class
     return None if target_class is None else recover_triggers(problem, target_class)

@@ -78,7 +78,7 @@ def test_the_middle_level_validates(digits, guard):
 
 def test_it_says_why_there_is_no_estimate():
     nothing = TprEstimation(target_class=None, is_given=False, recovered=None, estimates=(), examples=np.zeros(0))
-    assert "BAN suspects no class" in next(nothing.warnings())
+    assert "nor BAN suspect a class" in next(nothing.warnings())
     assert "No triggers of the kinds tried reach class 4" in next(replace(nothing, target_class=4).warnings())
 
 

@@ -71,8 +71,8 @@ def test_a_favoured_class_alone_is_grey(p_value, expected):
     assert verdict_of((), suspicion(p_value=p_value)) == expected
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.95, (SUSPECTED, 1)), (0.6, (GREY, 1)), (0.4, (NO_EVIDENCE, None))])
-def test_bans_own_verdict_is_kept(share, expected):
+@pytest.mark.parametrize(("share", "expected"), [(0.95, (GREY, 1)), (0.6, (GREY, 1)), (0.4, (NO_EVIDENCE, None))])
+def test_ban_alone_is_grey(share, expected):
     assert verdict_of((), ban=ban(share)) == expected
 
 
@@ -85,8 +85,9 @@ def test_weak_findings_that_disagree_stay_grey_with_the_class_that_has_a_p_value
     assert verdict_of((WARNING,), suspicion(p_value=0.01, greatest=2), ban(0.6)) == (GREY, 2)
 
 
-def test_a_strong_finding_overrules_the_class_of_a_weak_one():
-    assert verdict_of((), suspicion(p_value=0.01, greatest=2), ban(0.95)) == (SUSPECTED, 1)
+def test_the_class_that_two_looks_agree_on_overrules_the_class_of_another():
+    looks = {"suspicion": suspicion(p_value=0.01, greatest=2), "ban": ban(0.95), "mesa": mesa(90, 10)}
+    assert verdict_of((), **looks) == (SUSPECTED, 1)
 
 
 @pytest.mark.parametrize(("counts", "expected"), [((95, 5), (GREY, 1)), ((95, 60), (NO_EVIDENCE, None))])

@@ -1,12 +1,13 @@
 """From what each look found to one verdict. The rule is ours; every look's own rule is its source's.
 
-A finding is strong or weak. Strong are an alarm of the lint, and BAN's `suspicious`. Weak are a warning of the lint,
-BAN's `grey`, a class that the head's weights favour (p <= 0.05), and triggers that reach the suspected class by LEAD
-more than they reach a control class. One strong finding, or two weak ones that name the same class, make a suspicion;
-anything less than that and more than nothing is grey. Nothing found proves nothing.
+A finding is strong or weak. Strong is an alarm of the lint. Weak are a warning of the lint, BAN's `suspicious` and
+`grey`, a class that the head's weights favour (p <= 0.05), and triggers that reach the suspected class by LEAD more
+than they reach a control class. One strong finding, or two weak ones that name the same class, make a suspicion;
+anything less than that and more than nothing is grey. Nothing found proves nothing. BAN alone is weak, because small
+clean networks gather their votes too (benchmarks/results.md, `inspection`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -142,11 +143,10 @@ def _of_prior(prior: ClassPrior) -> Evidence:
 
 
 def _of_ban(ban: BanFindings) -> Evidence:
-    strengths: Mapping[str, Strength] = {"suspicious": "strong", "grey": "weak", "no evidence": "none"}
     low, high = ban.interval
     return Evidence(
         look="ban",
-        strength=strengths[ban.verdict],
+        strength="none" if ban.verdict == "no evidence" else "weak",
         target_class=ban.suspected_target_class,
         statement=f"under neuron noise {ban.vote_share:.0%} of clean inputs vote for class {ban.top_class}"
         f" (95 % interval {low:.0%} to {high:.0%}), which {ban.clean_share:.0%} belong to;"
