@@ -1,8 +1,9 @@
 """How long a fit takes, per method, and each look at a model, with the peak memory of the process.
 
 The network is a full-width ResNet-18, untrained: what a fit costs depends on the graph and not on what it has learned.
-Its inputs are 1000 CIFAR-10 calibration images, and their labels are the network's own predictions, written beforehand,
-so that there is an accuracy to lose and the methods search and stop as they do in use.
+Its inputs are 1000 CIFAR-10 calibration images, over which the logits are standardised so that every class occurs, and
+their labels are the network's own predictions, written beforehand, so that there is an accuracy to lose and the methods
+search and stop as they do in use.
 """
 
 import os
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from benchmarks.detection import SHARED
 from benchmarks.models import write_resnet18
@@ -20,8 +23,9 @@ from benchmarks.one_part import HUNDREDTHS, LOOKS
 from benchmarks.timing import silent
 from calibrate.bounds import METHODS
 from calibrate.data import Preprocessing, load_samples
-from calibrate.forward import predict
+from calibrate.forward import forward, predict
 from calibrate.graph import read_classifier
+from guard.types import FloatArray
 
 __all__ = ["measure"]
 
@@ -33,8 +37,7 @@ def measure(out: Path, *, methods: Iterable[str] = METHODS, parts: Iterable[str]
     if not (SHARED / "data").is_dir():
         yield f"skipped: {SHARED}/data is absent"
         return
-    model = write_resnet18(out / "resnet18.onnx")
-    data = _write_samples(model, out / "labelled.npz")
+    model, data = _write_model_and_samples(out)
     yield f"ResNet-18, width 64, 32 x 32; {N} CIFAR-10 images, labelled by the untrained network itself.\n"
     yield "| method | fit, s | peak memory, MiB |"
     yield "|---|---|---|"
@@ -51,11 +54,12 @@ def measure(out: Path, *, methods: Iterable[str] = METHODS, parts: Iterable[str]
         yield f"| {part} | {seconds:.1f} | {peak} |"
 
 
-def _write_samples(model: Path, place: Path) -> Path:
-    """Write model-ready images with the classes that the network predicts, unless they are there already."""
-    if place.exists():
-        return place
-    classifier = read_classifier(model)
+def _write_model_and_samples(out: Path) -> tuple[Path, Path]:
+    """Write the network and model-ready images with the classes that it predicts, unless they are there already."""
+    place, data = out / "resnet18-standardised.onnx", out / "labelled.npz"
+    if place.exists() and data.exists():
+        return place, data
+    classifier = read_classifier(write_resnet18(out / "resnet18.onnx"))
     samples = load_samples(
         SHARED / "data" / "cifar10-calibration.tar",
         inputs=classifier.inputs,
@@ -65,9 +69,22 @@ def _write_samples(model: Path, place: Path) -> Path:
         seed=0,
         progress=silent,
     )
+    logits = np.concatenate([found[classifier.logits] for _, found in forward(classifier.model, ["logits"], samples)])
+    _standardise(classifier.model.graph, logits.mean(axis=0), logits.std(axis=0))
+    onnx.save(classifier.model, place)
     labels = predict(classifier.model, classifier.logits, samples)
-    np.savez(place, inputs=np.asarray(samples[0:N]), labels=labels)
-    return place
+    np.savez(data, inputs=np.asarray(samples[0:N]), labels=labels)
+    return place, data
+
+
+def _standardise(graph: onnx.GraphProto, mean: FloatArray, std: FloatArray) -> None:
+    """Let the last layer, a Gemm with transposed weights, subtract these means and divide by these deviations."""
+    weight, bias = ({i.name: i for i in graph.initializer}[name] for name in graph.node[-1].input[1:])
+    for stored, values in (
+        (weight, numpy_helper.to_array(weight) / std[:, None]),
+        (bias, (numpy_helper.to_array(bias) - mean) / std),
+    ):
+        stored.CopyFrom(numpy_helper.from_array(values.astype(np.float32), stored.name))
 
 
 def _fit(model: Path, data: Path, method: str, bundle: Path) -> str:

@@ -34,7 +34,7 @@ COLUMNS = (
 
 def measure(out: Path) -> Iterator[str]:
     """Yield a table: one row per model."""
-    yield f"`guard-calibrate inspect --depth full --limit {N}`. Class: suspected. Lead: MESA's over its control class.\n"
+    yield f"`guard-calibrate inspect --depth full --limit {N}`; class: suspected; lead: MESA's over a control class.\n"
     yield f"| {' | '.join(COLUMNS)} |"
     yield f"|{'---|' * len(COLUMNS)}"
     kept = out / "inspection"
