@@ -1,5 +1,7 @@
 """Bounds of mean + k sd: k is the tightest that the accuracy allows, on any graph that onnxruntime runs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import TensorProto
@@ -61,6 +63,14 @@ def test_the_limit_of_every_k_tried_is_told():
     limits = fit_sigma(_one_loud_row(), settings=PLAIN).settings["accuracy_drop_limits"]
     margin = 1.6448536 * np.sqrt(0.01 * 0.99 / 100)
     assert limits == {"1": pytest.approx(0.01 + margin, abs=1e-6), "2": pytest.approx(0.01 + margin, abs=1e-6), "3": 0}
+
+
+def test_a_k_that_costs_too_much_at_once_is_not_tried_on_the_rest():
+    problem = _one_loud_row(6)
+    order = np.r_[0:3, 6:90, 3:6, 90:100]  # half of the loud rows come first, half past the first batch
+    problem = replace(problem, inputs=problem.inputs[order], labels=problem.labels[order])
+    limit = fit_sigma(problem, settings=PLAIN).settings["accuracy_drop_limits"]["1"]
+    assert limit == pytest.approx(0.03 + 1.6448536 * np.sqrt(0.03 * 0.97 / 100), abs=1e-6)
 
 
 @pytest.mark.parametrize(("allowed", "k"), [(0.026, 3.0), (0.027, 1.0)])
