@@ -26,6 +26,7 @@ MEASUREMENTS: Mapping[str, Callable[[Path], Iterator[str]]] = {
 }
 ROWS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     **{f"fitting:{method}": partial(fitting.measure, methods=[method], parts=[]) for method in METHODS},
+    "inspection:kept": partial(inspection.measure, only_kept=True),
     "published:kept": partial(published.measure, only_kept=True),
     **{f"fitting:{part}": partial(fitting.measure, methods=[], parts=[part]) for part in LOOKS},
 }

@@ -1,6 +1,7 @@
 """What `inspect` says about backdoored and clean models: the CIFAR-10 ones beside the repository, and digits.
 
-Stopped, it goes on where it was: inspections are kept.
+The full depth takes a quarter of an hour per CIFAR-10 model. Stopped, it goes on where it was: inspections are kept;
+``inspection:kept`` tells what there is without looking at more models.
 """
 
 import json
@@ -16,6 +17,7 @@ from benchmarks.digits_models import load_split, train_digits
 from benchmarks.timing import silent
 from calibrate.data import Preprocessing
 from calibrate.inspect_pipeline import InspectSettings, inspect_model
+from calibrate.inspection.inspection import Depth
 
 __all__ = ["measure"]
 
@@ -27,25 +29,28 @@ DIGITS = (
 )  # fmt: skip
 """Classes, target class and seed."""
 COLUMNS = (
-    "model", "target", "verdict", "class", "head: class, p", "BAN: class, S, verdict", "MESA: class, lead",
+    "model", "target", "depth", "verdict", "class", "head: class, p", "BAN: class, S, verdict", "MESA: class, lead",
     "lint findings", "s",
 )  # fmt: skip
 
 
-def measure(out: Path) -> Iterator[str]:
-    """Yield a table: one row per model."""
-    yield f"`guard-calibrate inspect --depth full --limit {N}`; class: suspected; lead: MESA's over a control class.\n"
+def measure(out: Path, *, only_kept: bool = False) -> Iterator[str]:
+    """Yield a table: one row per model and depth."""
+    yield f"`guard-calibrate inspect --limit {N}`; class: suspected; lead: MESA's over a control class.\n"
     yield f"| {' | '.join(COLUMNS)} |"
     yield f"|{'---|' * len(COLUMNS)}"
     kept = out / "inspection"
     kept.mkdir(parents=True, exist_ok=True)
-    if (SHARED / "zoo").is_dir():
+    depths: tuple[Depth, ...] = ("standard", "full")
+    for depth in depths if (SHARED / "zoo").is_dir() else ():
         for name in (*MODELS, "clean"):
             model = SHARED / "zoo" / f"cifar10-resnet18-{name}.onnx"
-            found = _inspect(model, SHARED / "data" / "cifar10-calibration.tar", kept / f"{name}.json")
+            place = kept / f"{name}-{depth}.json"
+            if only_kept and not place.exists():
+                yield f"| CIFAR-10, {name} | {TARGETS.get(name, 'none')} | {depth} | not run{' |' * (len(COLUMNS) - 3)}"
+                continue
+            found = _inspect(model, SHARED / "data" / "cifar10-calibration.tar", place, depth)
             yield _row(f"CIFAR-10, {name}", TARGETS.get(name, "none"), found)
-    else:
-        yield f"| skipped: {SHARED}/zoo is absent |"
     for n_classes, target, seed in DIGITS:
         name = f"{n_classes} classes of digits, {'clean' if target is None else 'badnets'} {seed}"
         found = _inspect_digits(kept / name.replace(" ", "-").replace(",", ""), n_classes, target, seed)
@@ -58,16 +63,15 @@ def _inspect_digits(place: Path, n_classes: int, target: int | None, seed: int) 
         train_digits(model, n_classes=n_classes, target=target, seed=seed)
         _, (inputs, labels) = load_split(n_classes)
         np.savez(data, inputs=inputs, labels=labels)
-    return _inspect(model, data, place.with_suffix(".json"))
+    return _inspect(model, data, place.with_suffix(".json"), "standard")
 
 
-def _inspect(model: Path, data: Path, place: Path) -> Mapping[str, Any]:
+def _inspect(model: Path, data: Path, place: Path, depth: Depth) -> Mapping[str, Any]:
     """Inspect a model, or read what an earlier inspection found."""
     if not place.exists():
         started = time.perf_counter()
-        found = inspect_model(
-            model, data, InspectSettings(depth="full", preprocessing=Preprocessing(), limit=N), silent
-        )
+        settings = InspectSettings(depth=depth, preprocessing=Preprocessing(), limit=N)
+        found = inspect_model(model, data, settings, silent)
         place.write_text(json.dumps({**found.summary(), "seconds": time.perf_counter() - started}))
     return dict(json.loads(place.read_text()))
 
@@ -77,11 +81,12 @@ def _row(name: str, target: str, found: Mapping[str, Any]) -> str:
     cells = (
         name,
         target,
+        found["depth"],
         found["verdict"],
         found["suspected_target_class"],
-        f"{prior['greatest']}, {prior['p_value']:.4f}",
+        None if prior is None else f"{prior['greatest']}, {prior['p_value']:.4f}",
         f"{ban['top_class']}, {ban['vote_share']:.3f}, {ban['verdict']}",
-        f"{mesa['suspected']['target_class']}, {mesa['lead']:.2f}",
+        None if mesa is None else f"{mesa['suspected']['target_class']}, {mesa['lead']:.2f}",
         len(found["lint"]),
         f"{found['seconds']:.0f}",
     )
