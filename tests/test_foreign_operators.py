@@ -24,7 +24,7 @@ FORMS = [
     ("ai.onnx.ml", "LinearClassifier", [], {"classlabels_ints": [3, 5, 7, 9]}),
     ("ai.onnx.ml", "LinearClassifier", [], {"classlabels_strings": list("abcd"), "post_transform": "SOFTMAX"}),
     ("ai.onnx.ml", "LinearClassifier", [], {"classlabels_ints": [0, 1, 2, 3], "post_transform": "LOGISTIC"}),
-    *(("ai.onnx.ml", "Normalizer", [], {"norm": norm}) for norm in ("L1", "L2")),
+    *(("ai.onnx.ml", "Normalizer", [], {"norm": norm}) for norm in ("L1", "L2", "MAX")),
     ("ai.onnx.ml", "Scaler", [], {"offset": B.tolist(), "scale": W[0].tolist()}),
     ("com.microsoft", "BiasGelu", [B], {}),
     ("com.microsoft", "FastGelu", [B], {}),

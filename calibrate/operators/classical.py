@@ -1,6 +1,6 @@
 """What converters of classical models emit around linear layers: the domain ai.onnx.ml."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,11 @@ __all__ = ["OPERATORS", "TRANSFORMS"]
 TRANSFORMS = ("LOGISTIC", "NONE", "SOFTMAX")
 """What a linear classifier may make of its scores."""
 
-_NORMS = {"MAX": torch.inf, "L1": 1, "L2": 2}
+_NORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "MAX": lambda x: x.amax(-1, keepdim=True),  # onnxruntime: the greatest value, with its sign
+    "L1": lambda x: torch.linalg.vector_norm(x, 1, -1, keepdim=True),
+    "L2": lambda x: torch.linalg.vector_norm(x, 2, -1, keepdim=True),
+}
 
 
 def _row(node: Node, name: str, x: Tensor) -> Tensor:
@@ -24,8 +28,8 @@ def _scaler(node: Node, x: Tensor) -> Tensor:
 
 
 def _normalizer(node: Node, x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x.float(), _NORMS[node.text("norm", "MAX")], -1, keepdim=True)
-    return torch.where(norm == 0, x.float(), x / norm)
+    norm = _NORMS[node.text("norm", "MAX")](x.float())
+    return x.float() / torch.where(norm == 0, 1, norm)
 
 
 def _linear_classifier(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
