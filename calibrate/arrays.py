@@ -17,17 +17,18 @@ from calibrate.preprocessing import ImageShape, Pixels
 from guard.errors import InputError
 from guard.types import IntArray, TensorSpec
 
-__all__ = ["INPUTS", "Arrays", "check_pixels", "is_array_file", "load_arrays", "model_ready"]
+__all__ = ["INPUTS", "UNREADABLE", "Arrays", "check_pixels", "is_array_file", "load_arrays", "model_ready"]
 
 INPUTS = "inputs"
 """What the array of a model with one input is called; a model with several gives its own names."""
 
 _CLASSES = ("labels", "target_classes")
 _NPY, _ZIP = b"\x93NUMPY", b"PK"
-_UNREADABLE = (
+UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError, MemoryError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
 )
+"""What reading a damaged array file may raise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ def load_arrays(path: Path, *, inputs: Sequence[TensorSpec], n_classes: int) -> 
         raise InputError(f"the model has an input {reserved[0]!r}, which an .npz holds classes under; rename the input")
     try:
         held = _read(path, {*names, *_CLASSES})
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"{path} cannot be read ({reason}); save plain arrays with numpy.savez or numpy.save"

@@ -116,6 +116,18 @@ def test_a_file_of_another_kind_is_refused(content, tmp_path):
         load_triggers(tmp_path / "triggers.npz")
 
 
+def test_a_file_with_a_damaged_byte_is_refused(tmp_path):
+    save_triggers(tmp_path / "triggers.npz", [distribution()])
+    content = bytearray((tmp_path / "triggers.npz").read_bytes())
+    place = content.index(b"bank_0.npy") + 40
+    for damaged in range(place, place + 40):
+        changed = content.copy()
+        changed[damaged] ^= 0xFF
+        (tmp_path / "triggers.npz").write_bytes(changed)
+        with pytest.raises(InputError, match="no file of recovered triggers"):
+            load_triggers(tmp_path / "triggers.npz")
+
+
 def test_a_plain_array_is_refused(tmp_path):
     np.save(tmp_path / "triggers.npy", BANK)
     with pytest.raises(InputError, match="no file of recovered triggers"):

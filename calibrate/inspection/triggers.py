@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from calibrate.arrays import UNREADABLE
 from calibrate.files import write_file
 from calibrate.inspection.trigger_families import FAMILIES, TriggerKind, put_on, trigger_shape
 from calibrate.inspection.trigger_places import Places, draw_corners
@@ -126,7 +126,7 @@ def load_triggers(path: str | Path) -> tuple[TriggerDistribution, ...]:
         content = json.loads(str(arrays.pop("origin")))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; give a file of recovered triggers") from error
-    except (ValueError, KeyError, TypeError, AttributeError, BadZipFile, EOFError, RecursionError) as error:
+    except (*UNREADABLE, AttributeError) as error:
         raise InputError(f"{path} is no file of recovered triggers ({error}); {_FIX}") from error
     origins = _checked_origins(content, str(path))
     if arrays.keys() != {f"{name}_{i}" for name in _ARRAYS for i in range(len(origins))}:
