@@ -13,6 +13,8 @@ __all__ = ["ClassPrior", "class_prior", "prior_of"]
 
 _LEVEL = 0.05
 _N_DRAWS = 2000
+_ROUNDING = 1e-9  # of three classes every other draw has the very same greatest z-score
+_LEAST_CLASSES = 3  # of two, each is as far from the median as the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +46,8 @@ class ClassPrior:
 
 
 def class_prior(model: onnx.ModelProto, logits: str, *, n_classes: int) -> ClassPrior | None:
-    """Compare the classes' weights in the head; None where the graph's head is not found."""
-    head = find_head(model, logits, n_classes=n_classes)
+    """Compare the classes' weights in the head; None where the graph's head is not found or has two classes."""
+    head = find_head(model, logits, n_classes=n_classes) if n_classes >= _LEAST_CLASSES else None
     return None if head is None else prior_of(head)
 
 
@@ -57,4 +59,4 @@ def prior_of(head: FloatArray) -> ClassPrior:
     z = robust_z(np.maximum(head - head.mean(axis=0), 0).sum(axis=1))
     drawn = np.random.default_rng(0).normal(size=(_N_DRAWS, len(z)))
     greatest = np.array([robust_z(row).max() for row in drawn])
-    return ClassPrior(z=z, p_value=float((1 + (greatest >= z.max()).sum()) / (1 + _N_DRAWS)))
+    return ClassPrior(z=z, p_value=float((1 + (greatest >= z.max() - _ROUNDING).sum()) / (1 + _N_DRAWS)))
