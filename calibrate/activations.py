@@ -5,15 +5,14 @@ nodes over one tensor x. Whatever its spelling, it is recognised by that: a prod
 the same x by elementwise nodes, one of them through a nonlinear function.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
-from onnx import numpy_helper
 
-from calibrate.outputs import names_read
+from calibrate.graph_reading import LINEAR_AXES, GraphReading
 
-__all__ = ["ACTIVATION_OPS", "Activation", "find_activations"]
+__all__ = ["ACTIVATION_OPS", "Activation", "channel_axis", "find_activations"]
 
 ACTIVATION_OPS = frozenset({
     "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Clip", "Sigmoid", "HardSigmoid",
@@ -27,9 +26,8 @@ _PASS_THROUGH = ("Identity", "Cast", "Dropout")
 _WITH_ACTIVATION = ("FusedConv", "FusedGemm")  # onnxruntime's, as it saves graphs that it has optimised
 _ANSWERING = frozenset({"Identity", "Cast", "Sub", "Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _MAX_DEPTH = 12
-_CHANNEL_AXES = {"MatMul": -1, "Gemm": -1, "FusedMatMul": -1, "FusedGemm": -1, "LayerNormalization": -1,
-                 "Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "BatchNormalization": 1, "MaxPool": 1,
-                 "AveragePool": 1, "GlobalAveragePool": 1}  # fmt: skip
+_CHANNEL_AXES = {**LINEAR_AXES, "LayerNormalization": -1, "BatchNormalization": 1, "MaxPool": 1, "AveragePool": 1,
+                 "GlobalAveragePool": 1}  # fmt: skip
 """Of what an operator gives."""
 
 
@@ -51,7 +49,7 @@ class Activation:
 
 def find_activations(graph: onnx.GraphProto) -> tuple[Activation, ...]:
     """Return the activations that depend on a graph input, in the order of the graph."""
-    reading = _Graph.read(graph)
+    reading = GraphReading.of(graph, through_shapes=False)
     found: dict[str, str] = {}
     inner: set[str] = set()
     for node in graph.node:
@@ -65,60 +63,8 @@ def find_activations(graph: onnx.GraphProto) -> tuple[Activation, ...]:
             inner |= gated.inside
     kept = {t: f for t, f in found.items() if t not in inner and not (f == "Sigmoid" and _is_answer(t, reading))}
     ends = {_past_scaling(t, f, reading): f for t, f in kept.items()}
-    return tuple(
-        Activation(tensor=t, function=ends[t], channel_axis=_channel_axis(t, reading))
-        for t in sorted(ends, key=reading.order.__getitem__)
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Graph:
-    producers: Mapping[str, onnx.NodeProto]
-    order: Mapping[str, int]  # of the producers
-    consumers: Mapping[str, list[onnx.NodeProto]]
-    live: frozenset[str]  # tensors that depend on a graph input
-    outputs: frozenset[str]
-    scalars: Mapping[str, float]  # constants of one element
-
-    @classmethod
-    def read(cls, graph: onnx.GraphProto) -> "_Graph":
-        live = {i.name for i in graph.input} - {i.name for i in graph.initializer}
-        consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            read = set(names_read(node))
-            if live & read and node.op_type not in ("Shape", "Size"):
-                live.update(filter(None, node.output))
-            for name in read:
-                consumers.setdefault(name, []).append(node)
-        return cls(
-            producers={name: node for node in graph.node for name in node.output},
-            order={name: place for place, node in enumerate(graph.node) for name in node.output},
-            consumers=consumers,
-            live=frozenset(live),
-            outputs=frozenset(o.name for o in graph.output),
-            scalars=dict(_scalars(graph)),
-        )
-
-    def sources(self, node: onnx.NodeProto) -> list[str]:
-        """Return the node's inputs that depend on the graph's input."""
-        return [name for name in node.input if name in self.live]
-
-    def stays_within(self, tensor: str, makers: frozenset[str]) -> bool:
-        """Say whether nobody reads the tensor but the nodes that make these."""
-        return tensor not in self.outputs and all(
-            makers.issuperset(consumer.output) for consumer in self.consumers.get(tensor, [])
-        )
-
-
-def _scalars(graph: onnx.GraphProto) -> Iterator[tuple[str, float]]:
-    constants = (node for node in graph.node if node.op_type == "Constant")
-    held = [(tensor.name, tensor) for tensor in graph.initializer]
-    held += [(node.output[0], a.t) for node in constants for a in node.attribute if a.name == "value"]
-    for name, tensor in held:
-        if all(size == 1 for size in tensor.dims) and tensor.data_location != onnx.TensorProto.EXTERNAL:
-            value = numpy_helper.to_array(tensor)
-            if value.dtype.kind in "fiu":
-                yield name, float(value.reshape(()))
+    in_order = (t for node in reading.nodes for t in node.output if t in ends)
+    return tuple(Activation(tensor=t, function=ends[t], channel_axis=channel_axis(t, reading)) for t in in_order)
 
 
 def _own_function(node: onnx.NodeProto) -> str | None:
@@ -134,7 +80,7 @@ class _Gated:
     inside: frozenset[str]  # tensors that nobody else reads
 
 
-def _gated(node: onnx.NodeProto, graph: _Graph) -> _Gated | None:
+def _gated(node: onnx.NodeProto, graph: GraphReading) -> _Gated | None:
     """Recognise a product of two elementwise functions of one tensor, one of them nonlinear.
 
     A quotient counts too: x / (1 + exp(-x)).
@@ -147,12 +93,18 @@ def _gated(node: onnx.NodeProto, graph: _Graph) -> _Gated | None:
         inside = _between(source, factors, graph) if source in second else None
         if inside is not None and (function := _first_nonlinear(inside, graph)) is not None:
             makers = inside | set(node.output)
-            private = frozenset(t for t in inside if graph.stays_within(t, makers))
+            private = frozenset(t for t in inside if _stays_within(t, makers, graph))
             return _Gated(function=f"Gated{function}", inside=private)
     return None
 
 
-def _upstream(tensor: str, graph: _Graph) -> Mapping[str, int]:
+def _stays_within(tensor: str, makers: frozenset[str], graph: GraphReading) -> bool:
+    """Say whether nobody reads the tensor but the nodes that make these."""
+    consumers = graph.consumers.get(tensor, ())
+    return tensor not in graph.outputs and all(makers.issuperset(consumer.output) for consumer in consumers)
+
+
+def _upstream(tensor: str, graph: GraphReading) -> Mapping[str, int]:
     """Return the tensors that this one comes from by elementwise nodes, nearest first, with their distance."""
     depths, frontier = {tensor: 0}, [tensor]
     for name in frontier:
@@ -165,7 +117,7 @@ def _upstream(tensor: str, graph: _Graph) -> Mapping[str, int]:
     return depths
 
 
-def _between(source: str, factors: list[str], graph: _Graph) -> frozenset[str] | None:
+def _between(source: str, factors: list[str], graph: GraphReading) -> frozenset[str] | None:
     """Return the tensors on the way from the source to the factors; None where they come from anything else too."""
     inside: set[str] = set()
     frontier = [f for f in factors if f != source]
@@ -178,12 +130,12 @@ def _between(source: str, factors: list[str], graph: _Graph) -> frozenset[str] |
     return frozenset(inside)
 
 
-def _first_nonlinear(tensors: frozenset[str], graph: _Graph) -> str | None:
-    made_by = (str(graph.producers[t].op_type) for t in sorted(tensors, key=graph.order.__getitem__))
+def _first_nonlinear(tensors: frozenset[str], graph: GraphReading) -> str | None:
+    made_by = (str(node.op_type) for node in graph.nodes if not tensors.isdisjoint(node.output))
     return next((op for op in made_by if op in _NONLINEAR), None)
 
 
-def _is_answer(tensor: str, graph: _Graph) -> bool:
+def _is_answer(tensor: str, graph: GraphReading) -> bool:
     """Say whether this goes to the outputs as it is, or as 1 - p beside p: a probability, which no bound should cut."""
     frontier = [tensor]
     for name in frontier:
@@ -197,7 +149,7 @@ def _is_answer(tensor: str, graph: _Graph) -> bool:
     return True
 
 
-def _past_scaling(tensor: str, function: str, graph: _Graph) -> str:
+def _past_scaling(tensor: str, function: str, graph: GraphReading) -> str:
     """Return where a gated activation ends: after positive scalar factors, as in x * (1 + erf(x)) * 0.5.
 
     A factor per channel is left alone: it is a normalisation's, belongs to what follows, and may be negative.
@@ -207,18 +159,18 @@ def _past_scaling(tensor: str, function: str, graph: _Graph) -> str:
     return tensor
 
 
-def _only_scaled(tensor: str, graph: _Graph) -> str | None:
+def _only_scaled(tensor: str, graph: GraphReading) -> str | None:
     consumers = graph.consumers.get(tensor, [])
     if len(consumers) != 1 or tensor in graph.outputs:
         return None
     (node,) = consumers
     is_scaling = node.op_type == "Mul" or (node.op_type == "Div" and node.input[0] == tensor)
-    factors = [graph.scalars.get(name, 0.0) for name in node.input if name != tensor]
+    factors = [graph.scalar(name) or 0.0 for name in node.input if name != tensor]
     return str(node.output[0]) if is_scaling and len(factors) == 1 and factors[0] > 0 else None
 
 
-def _channel_axis(tensor: str, graph: _Graph) -> int:
-    """Follow the activation back to the operator that made its channels, through what transposes them."""
+def channel_axis(tensor: str, graph: GraphReading) -> int:
+    """Follow a tensor back to the operator that made its channels, through what transposes them; 1 without one."""
     seen = {tensor}
     frontier: list[tuple[str, tuple[Sequence[int], ...]]] = [(tensor, ())]
     for name, orders in frontier:

@@ -9,23 +9,27 @@ import onnx
 import torch
 from torch import Tensor
 
+from calibrate.gradients import NoGradientError, in_one_line
 from calibrate.operators import Node, operator_of
 from calibrate.operators.model import declared_batch, inline, read_nodes, read_weights
-from guard.errors import CalibrationError, GuardError, InputError
+from guard.errors import GuardError, InputError
+from guard.rows import each, n_rows
 
-__all__ = ["DEVICES", "Change", "DifferentiableModel", "Precision", "check_device", "fast_precision"]
+__all__ = ["DEVICES", "Change", "DifferentiableModel", "Precision", "Tensors", "check_device", "fast_precision"]
 
 Precision = Literal["bfloat16", "float32"]
 """In what float32 weights and inputs are computed with."""
 
 DEVICES = ("cpu", "cuda")
 
+Tensors = Tensor | Mapping[str, Tensor]
+"""A model's inputs: one tensor, or one by name for a graph with several inputs."""
+
 Change = Callable[[Tensor], Tensor]
 """Put on a tensor right after it is made; every consumer sees what it returns."""
 
 _NO_CHANGES: Mapping[str, Change] = MappingProxyType({})
 _IMAGE_AXES = 4
-_REASON_LENGTH = 300  # what torch says can run to pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ class DifferentiableModel:
             at least; answers keep about three digits. Inputs and gradients are float32 all the same.
 
     Raises:
-        CalibrationError: The graph holds an operator, or a form of one, that is not known here, or a node of
+        NoGradientError: The graph holds an operator, or a form of one, that is not known here, or a node of
             constants fails.
     """
 
@@ -97,11 +101,7 @@ class DifferentiableModel:
         return tuple(left)
 
     def __call__(
-        self,
-        inputs: Tensor | Mapping[str, Tensor],
-        *,
-        outputs: Sequence[str],
-        at: Mapping[str, Change] = _NO_CHANGES,
+        self, inputs: Tensors, *, outputs: Sequence[str], at: Mapping[str, Change] = _NO_CHANGES
     ) -> tuple[Tensor, ...]:
         """Compute tensors of the graph, and nothing that they do not need.
 
@@ -114,7 +114,7 @@ class DifferentiableModel:
             One tensor per name in ``outputs``.
 
         Raises:
-            CalibrationError: A node fails; the message names it.
+            NoGradientError: A node fails, or a change; the message names it.
             InputError: An input of the graph is missing.
             ValueError: A name in ``outputs`` or ``at`` is in no place where it could take effect.
         """
@@ -127,9 +127,25 @@ class DifferentiableModel:
         found = (values[name] if name in values else self._constants[name] for name in outputs)
         return tuple(value.float() if self._narrows and value.dtype == torch.bfloat16 else value for value in found)
 
+    def rows(
+        self, inputs: Tensors, *, output: str, at: Mapping[str, Change] = _NO_CHANGES, size: int | None = None
+    ) -> Tensor:
+        """Compute a tensor (N, ...) of the graph for any number of rows, whatever N the graph declares.
+
+        Args:
+            inputs: N rows, as a call takes them.
+            output: Its name.
+            at: As for a call. Where rows are missing from the last batch, changes see copies of the last one too.
+            size: Rows at a time; the N that the graph declares, or all of them, unless given.
+        """
+        n = n_rows(inputs)
+        size = size or self.fixed_batch or max(1, n)
+        batches = (_batch(inputs, start, size) for start in range(0, max(1, n), size))
+        return torch.cat([self(batch, outputs=[output], at=at)[0] for batch in batches])[:n]
+
     def _changed(self, values: Mapping[str, Tensor], at: Mapping[str, Change]) -> dict[str, Tensor]:
         """Apply changes, and bring what is wider to the precision asked for."""
-        changed = {name: at[name](value) if name in at else value for name, value in values.items()}
+        changed = {name: _put_on(name, value, at[name]) if name in at else value for name, value in values.items()}
         return {name: self._narrowed(value) for name, value in changed.items()}
 
     def _narrowed(self, value: Tensor) -> Tensor:
@@ -148,7 +164,7 @@ class DifferentiableModel:
         if fixed:
             raise ValueError(f"{fixed} in `at` must name tensors that depend on an input")
 
-    def _read_inputs(self, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _read_inputs(self, inputs: Tensors) -> dict[str, Tensor]:
         if isinstance(inputs, Tensor):
             if len(self.input_names) != 1:
                 raise InputError(f"one tensor given; the model takes {self.input_names}: pass a mapping")
@@ -168,9 +184,7 @@ class DifferentiableModel:
         except GuardError:
             raise
         except Exception as error:
-            raise CalibrationError(
-                f"{node} fails in torch: {_in_one_line(error)}. Use a method that needs no gradient: --method sigma"
-            ) from error
+            raise NoGradientError(f"{node} fails in torch: {in_one_line(error)}") from error
         results = (results,) if isinstance(results, Tensor) else results
         return {name: result for name, result in zip(node.outputs, results, strict=False) if name}
 
@@ -190,9 +204,23 @@ class DifferentiableModel:
         return values[name] if name in values else self._constants[name]
 
 
-def _in_one_line(error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return reason[:_REASON_LENGTH].rstrip(".")
+def _put_on(name: str, value: Tensor, change: Change) -> Tensor:
+    try:
+        return change(value)
+    except RuntimeError as error:
+        raise NoGradientError(f"what is put on the tensor '{name}' fails in torch: {in_one_line(error)}") from error
+
+
+def _batch(inputs: Tensors, start: int, size: int) -> Tensors:
+    """Return this many rows from one on, the last repeated where there are no more."""
+
+    def rows(tensor: Tensor) -> Tensor:
+        found = tensor[start : start + size]
+        if len(found) in (0, size):
+            return found
+        return torch.cat([found, found[-1:].expand(size - len(found), *found.shape[1:])])
+
+    return each(rows, inputs)
 
 
 def _placed(constant: Tensor, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ An estimate for triggers of the recovered kinds, and no promise: the attacker's 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from calibrate.inspection.trigger_families import TriggerKind
 from calibrate.inspection.triggers import TriggerDistribution
 from calibrate.proportions import Proportion
 from calibrate.sites import Progress, Rows
+from guard.errors import CalibrationError
 from guard.runtime import Guard
 from guard.types import BoolArray, FloatArray
 
@@ -112,16 +114,28 @@ def recover_for_estimate(problem: InspectionProblem, target_class: int | None) -
     """Recover triggers for a class; without one, for a class that the head's weights favour or else BAN suspects.
 
     Raises:
-        CalibrationError: MESA can recover nothing from the problem.
+        CalibrationError: MESA can recover nothing from the problem, or BAN can look for no class.
         InputError: There is no such class.
     """
-    check_recoverable(problem, 0 if target_class is None else target_class)
+    with _or("fit without --estimate-tpr"):
+        check_recoverable(problem, 0 if target_class is None else target_class)
     if target_class is None:
         prior = class_prior(problem.model, problem.logits, n_classes=problem.n_classes)
         target_class = None if prior is None else prior.suspected_class
     if target_class is None:
-        target_class = detect_ban(problem).suspected_target_class
-    return None if target_class is None else recover_triggers(problem, target_class)
+        with _or("name a class with --target-class, or fit without --estimate-tpr"):
+            target_class = detect_ban(problem).suspected_target_class
+    with _or("fit without --estimate-tpr"):
+        return None if target_class is None else recover_triggers(problem, target_class)
+
+
+@contextmanager
+def _or(remedy: str) -> Iterator[None]:
+    """Add to a refusal what the caller of a fit can do about it."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(f"{error}; {remedy}") from error
 
 
 def estimate_tpr(

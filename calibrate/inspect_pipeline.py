@@ -106,7 +106,7 @@ def inspect_model(
     """
     check_device(settings.device)
     classifier = read_classifier(model)
-    lint = lint_model(classifier.model, source=classifier.source)
+    lint = lint_model(classifier.model, source=classifier.source, dropped=classifier.dropped)
     samples = load_samples(
         data,
         inputs=classifier.inputs,

@@ -1,14 +1,15 @@
 """Which of a graph's outputs is the classifier's, and the graph without the others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
 
+from calibrate.graph_reading import names_read, needed_nodes
 from guard.errors import InputError
 from guard.types import TensorSpec
 
-__all__ = ["choose_output", "names_read", "numeric_outputs", "with_only_outputs"]
+__all__ = ["choose_output", "numeric_outputs", "with_only_outputs"]
 
 _FLOATS = ("float16", "float32", "float64")
 _FLOAT_TYPES = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
@@ -58,24 +59,15 @@ def with_only_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.Mode
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    needed = set(names)
-    for node in reversed(model.graph.node):
-        if not needed.isdisjoint(node.output):
-            needed.update(names_read(node))
+    nodes = needed_nodes(model.graph.node, names)
+    needed = {*names, *(name for node in nodes for name in names_read(node))}
+    unneeded = {t.name for t in model.graph.initializer} - needed
     _keep(copy.graph.output, [o for o in model.graph.output if o.name in names])
-    _keep(copy.graph.node, [n for n in model.graph.node if not needed.isdisjoint(n.output)])
+    _keep(copy.graph.node, nodes)
     _keep(copy.graph.initializer, [t for t in model.graph.initializer if t.name in needed])
+    # In IR version 3 every weight is an input too.
+    _keep(copy.graph.input, [i for i in model.graph.input if i.name not in unneeded])
     return copy
-
-
-def names_read(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, its sub-graphs included."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from names_read(inner)
-            yield from (output.name for output in graph.output)
 
 
 def _keep(field: Any, values: Sequence[Any]) -> None:

@@ -13,6 +13,7 @@ from calibrate.estimation import Recover, TprEstimation, estimate_tpr, recover_f
 from calibrate.evaluation import Answered, Evaluation, evaluate
 from calibrate.fit_checks import check_enough_to_estimate, check_labels, check_preprocessing, check_settings
 from calibrate.forward import batches, predict, provider_of
+from calibrate.gradients import NoGradientError
 from calibrate.graph import Classifier, read_classifier, survey_sites
 from calibrate.inspection.mesa import MesaFindings
 from calibrate.inspection.problem import InspectionProblem
@@ -21,6 +22,7 @@ from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
 from calibrate.sufficiency import check_enough
 from calibrate.thresholds import RULES
 from guard.bundle import BOUNDED, ORIGINAL, REPORT, THRESHOLDS, Bundle, check_place, pack_scores, save_bundle
+from guard.errors import CalibrationError
 from guard.manifest import Manifest
 from guard.runtime import Guard
 from guard.types import FloatArray, ModelRun, Threshold
@@ -68,7 +70,7 @@ def fit_bundle(
     split = split_samples(samples, fractions=PARTS, seed=settings.seed)
     problem = _problem(classifier, sites, split.bounds, settings, progress)
     recovered = _recover(problem, classifier.n_classes, settings, recover)
-    bounds = methods[settings.method](problem)
+    bounds = _learn(methods[settings.method], problem)
     draft = draft_bundle(classifier, sites, bounds, split, settings)
     thresholds, clean_scores = _fit_thresholds(draft, split, settings, progress)
     fitted = replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(clean_scores))
@@ -155,6 +157,14 @@ def _problem(
         progress=progress,
         device=settings.device,
     )
+
+
+def _learn(method: Method, problem: BoundsProblem) -> ActivationBounds:
+    """Learn the bounds; for a model without a gradient, say what needs none."""
+    try:
+        return method(problem)
+    except NoGradientError as error:
+        raise CalibrationError(f"{error}; use a method that needs no gradient: --method sigma") from error
 
 
 def _recover(problem: BoundsProblem, n_classes: int, settings: FitSettings, recover: Recover) -> MesaFindings | None:

@@ -19,8 +19,7 @@ def _weights(*names_and_shapes):
 
 
 def _found(model, **n_channels):
-    logits = model.graph.output[0].name
-    return find_channel_weights(model, find_sites(model), n_channels, logits=logits)
+    return find_channel_weights(model, find_sites(model), n_channels)
 
 
 def test_batch_norm_scales_what_the_convolution_makes():
@@ -34,7 +33,7 @@ def test_batch_norm_scales_what_the_convolution_makes():
     (producing,), (consuming,) = found.producing, found.consuming
     np.testing.assert_allclose(producing[:, :, 0], weights["w"][:, :, 0, 0] * [[1], [-3]], rtol=1e-6)
     np.testing.assert_array_equal(consuming[:, :, 0], weights["v"][:, :, 0, 0])
-    bound = clp_scores(model, find_sites(model), {"a": 2}, logits="y")["a"]
+    bound = clp_scores(model, find_sites(model), {"a": 2})["a"]
     np.testing.assert_allclose(bound, np.linalg.norm(weights["w"][:, :, 0, 0], axis=1) * [1, 3], rtol=1e-6)
 
 
@@ -50,8 +49,7 @@ def test_a_residual_sum_ends_at_the_next_site_and_has_a_producer_per_branch():
     found = _found(model, a=2, b=2, e=2)
     assert [len(found[t].producing) for t in "abe"] == [0, 2, 1]
     assert [len(found[t].consuming) for t in "abe"] == [2, 1, 1]
-    assert found["b"].head is None
-    np.testing.assert_array_equal(found["e"].head[:, :, 0], weights["head"].T)
+    np.testing.assert_array_equal(found["e"].consuming[0][:, :, 0], weights["head"].T)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -62,7 +60,7 @@ def test_a_head_behind_a_flatten_is_read_channel_by_channel(transposed):
         node("Relu", ["x"], ["a"]), node("Flatten", ["a"], ["f"]), gemm, x=("N", 2, 2, 2), y=("N", 5),
         weights={"head": head.T if transposed else head, "bias": np.zeros(5)},
     )  # fmt: skip
-    np.testing.assert_array_equal(_found(model, a=2)["a"].head, head.T.reshape(5, 2, 4))
+    np.testing.assert_array_equal(_found(model, a=2)["a"].consuming[0], head.T.reshape(5, 2, 4))
     np.testing.assert_array_equal(find_head(model, "y", n_classes=5), head.T)
 
 
@@ -92,7 +90,7 @@ def test_what_mixes_channels_is_not_looked_through():
         node("Softmax", ["a"], ["y"]), x=("N", 2, 4, 4), y=("N", 4, 4, 4), weights=_weights(("w", (2, 2, 1, 1))),
     )  # fmt: skip
     found = _found(model, a=4)["a"]
-    assert (found.producing, found.consuming, found.head) == ((), (), None)
+    assert (found.producing, found.consuming) == ((), ())
     assert find_head(model, "y", n_classes=4) is None
 
 
@@ -101,10 +99,8 @@ def test_what_mixes_channels_is_not_looked_through():
 def test_every_site_of_the_known_families_has_weights_on_both_sides(family, exporter, opset):
     model = exported(family, exporter, opset)
     sites = find_sites(model)
-    found = find_channel_weights(model, sites, {s.tensor: s.shape[s.channel_axis] for s in sites}, logits="logits")
+    found = find_channel_weights(model, sites, {s.tensor: s.shape[s.channel_axis] for s in sites})
     assert all(w.producing and w.consuming for w in found.values())
-    last = sites[-1].tensor
-    assert (found[last].head is not None) == (family != "mobilenet")  # its last layer before the head is linear
     assert find_head(model, "logits", n_classes=10).shape[0] == 10
 
 
@@ -115,7 +111,7 @@ def test_folding_batch_norm_leaves_the_bounds_as_they_are():
         sites = find_sites(model)
         n_channels = {s.tensor: s.shape[s.channel_axis] for s in sites}
         assert any(n.op_type == "BatchNormalization" for n in model.graph.node) != fold
-        bounds.append(list(clp_scores(model, sites, n_channels, logits="logits").values()))
+        bounds.append(list(clp_scores(model, sites, n_channels).values()))
     for folded, plain in zip(*bounds, strict=True):
         np.testing.assert_allclose(folded, plain, rtol=1e-4)
 
@@ -126,5 +122,5 @@ def test_weights_behind_a_transpose_node_are_found():
         node("Relu", ["x"], ["a"]), node("Transpose", ["head"], ["turned"]), node("MatMul", ["a", "turned"], ["y"]),
         y=("N", 5), weights={"head": head},
     )  # fmt: skip
-    np.testing.assert_array_equal(_found(model, a=3)["a"].head[:, :, 0], head)
+    np.testing.assert_array_equal(_found(model, a=3)["a"].consuming[0][:, :, 0], head)
     assert numpy_helper.to_array(model.graph.initializer[0]).shape == (5, 3)

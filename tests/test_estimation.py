@@ -9,12 +9,14 @@ import pytest
 from calibrate_runs import check_refused, fit_with, save_data
 from digits import TARGET, fit
 from sklearn.datasets import load_digits
+from small_graphs import model_of, node
 
 from calibrate.__main__ import main
 from calibrate.data import Preprocessing
 from calibrate.draft import FitSettings
-from calibrate.estimation import TprEstimation, estimate_tpr
+from calibrate.estimation import TprEstimation, estimate_tpr, recover_for_estimate
 from calibrate.inspection.mesa import MesaSettings, recover_triggers
+from calibrate.inspection.problem import InspectionProblem
 from calibrate.inspection.trigger_families import TriggerKind
 from calibrate.inspection.trigger_places import Places
 from calibrate.inspection.triggers import TriggerDistribution
@@ -22,6 +24,7 @@ from calibrate.pipeline import fit_bundle
 from calibrate.report import estimate_rows
 from calibrate.sites import RowsInMemory
 from guard.bundle import REPORT, load_bundle
+from guard.errors import CalibrationError
 from guard.runtime import Guard
 
 
@@ -137,6 +140,19 @@ def test_a_shown_bundle_tells_its_estimates(fitted, paths, capfd):
 )
 def test_what_cannot_be_estimated_is_refused(paths, capfd, options, part):
     check_refused(fit_with(paths, "--target-fpr", "0.05", *options), capfd, part)
+
+
+def test_what_an_estimate_cannot_do_names_what_a_fit_can(tmp_path):
+    model = model_of(node("Relu", ["x"], ["a"]), node("Neg", ["a"], ["y"]), x=("N", 3, 4, 4), y=("N", 3, 4, 4))
+    problem = InspectionProblem(
+        model=model, logits="y", sites=(), n_classes=3, inputs=np.zeros((600, 3), np.float32),
+        labels=np.zeros(600, np.int64), seed=0, progress=lambda *_: None,
+    )  # fmt: skip
+    with pytest.raises(CalibrationError, match=r"this one takes float32 .*; fit without --estimate-tpr"):
+        recover_for_estimate(problem, 0)
+    images = replace(problem, inputs=np.zeros((600, 3, 4, 4), np.float32))
+    with pytest.raises(CalibrationError, match=r"last linear layer.*; name a class with --target-class"):
+        recover_for_estimate(images, None)
 
 
 def test_triggers_inside_the_bundle_are_refused(paths, capfd):

@@ -51,6 +51,22 @@ def test_a_model_without_an_activation_is_refused(good_fit, tmp_path, capfd):
     _refused_fit(good_fit, capfd, model=_save_model(tmp_path / "m.onnx", model), says="no activation to bound")
 
 
+def test_a_method_that_needs_a_gradient_that_is_not_there_names_one_that_needs_none(good_fit, tmp_path, capfd):
+    nodes = [node("Flatten", ["x"], ["f"]), node("MatMul", ["f", "w"], ["h"]), node("Relu", ["h"], ["a"])]
+    nodes += [
+        node("Reshape", ["a", "square"], ["s"]),
+        node("Det", ["s"], ["d"]),
+        node("Unsqueeze", ["d", "one"], ["u"]),
+    ]
+    nodes += [node("Add", ["a", "u"], ["b"]), node("MatMul", ["b", "v"], ["y"])]
+    weights = {"w": np.ones((64, 4)), "v": np.ones((4, 10)), "square": np.array([-1, 2, 2]), "one": np.array([1])}
+    model = model_of(*nodes, x=("N", 1, 8, 8), y=("N", 10), weights=weights)
+    np.savez(tmp_path / "clean.npz", inputs=np.random.default_rng(0).random((400, 1, 8, 8), dtype=np.float32))
+    paths = {"model": _save_model(tmp_path / "m.onnx", model), "data": tmp_path / "clean.npz"}
+    options = ("--method", "unit", "--target-fpr", "0.05")
+    _refused_fit(good_fit, capfd, *options, **paths, says="needs no gradient: --method sigma")
+
+
 def test_a_model_that_was_bounded_before_is_refused(good_fit, tmp_path, capfd):
     model = model_of(node("Relu", ["x"], ["h"]), node("Neg", ["h"], ["y"]))
     model.metadata_props.add(key="trigger_guard.bounds", value="sigma")

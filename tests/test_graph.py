@@ -141,6 +141,17 @@ def test_outputs_that_are_no_classes_are_dropped_with_the_nodes_that_only_they_n
     assert [n.op_type for n in classifier.model.graph.node] == ["Relu", "Neg", "Neg"]
 
 
+def test_weights_that_are_inputs_too_go_with_the_output_that_only_they_serve(tmp_path):
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["y"]), node("MatMul", ["h", "v"], ["more"])]
+    model = model_of(*nodes, weights={"w": np.eye(3), "v": np.ones((3, 1))}, ir_version=3, opset=11)
+    for name, shape in (("w", [3, 3]), ("v", [3, 1])):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    model.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["N", 1]))
+    classifier = read_classifier(_save(tmp_path, model))
+    assert [i.name for i in classifier.model.graph.input] == ["x", "w"]
+    assert [i.name for i in classifier.inputs] == ["x"]
+
+
 def test_two_inputs_are_read_in_their_order(tmp_path):
     model = model_of(node("Add", ["x", "z"], ["y"]))
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 3]))

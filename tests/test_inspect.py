@@ -150,6 +150,29 @@ def test_a_model_with_several_inputs_is_looked_at_but_for_its_triggers(tmp_path)
     assert "ban" not in reasons or "nothing to put noise on" in reasons["ban"]  # this one has weights in its head only
 
 
+def test_an_output_besides_the_classes_is_noted(digits, tmp_path):
+    model = onnx.load(digits.model)
+    model.graph.node.append(node("ArgMax", [model.graph.output[0].name], ["label"], axis=1))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("label", onnx.TensorProto.INT64, ["N", 1]))
+    onnx.save(model, tmp_path / "model.onnx")
+    found = look(tmp_path / "model.onnx", digits.clean, depth="quick")
+    assert [(f.kind, f.place) for f in found.lint if f.kind == "extra_output"] == [("extra_output", "label")]
+
+
+def test_a_look_that_needs_a_gradient_names_no_option_of_another_command(tmp_path, capsys):
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["a"]), node("Det", ["s"], ["d"])]
+    nodes[2:2] = [node("Reshape", ["a", "square"], ["s"])]
+    nodes += [node("Unsqueeze", ["d", "one"], ["u"]), node("Add", ["a", "u"], ["b"]), node("MatMul", ["b", "w"], ["y"])]
+    weights = {"w": np.eye(4), "square": np.array([-1, 2, 2]), "one": np.array([1])}
+    onnx.save(model_of(*nodes, x=("N", 4), y=("N", 4), weights=weights), tmp_path / "model.onnx")
+    inputs = np.random.default_rng(0).normal(size=(99, 4)).astype(np.float32)
+    data = save_data(tmp_path / "clean.npz", inputs=inputs, labels=inputs.argmax(axis=1))
+    assert main(["inspect", str(tmp_path / "model.onnx"), "--data", str(data)]) in (0, 3)
+    shown = capsys.readouterr().out
+    assert "no gradient can be computed through ai.onnx::Det" in shown
+    assert "--method" not in shown
+
+
 def test_a_model_without_activations_is_linted_all_the_same(tmp_path):
     model = model_of(node("MatMul", ["x", "w"], ["y"]), weights={"w": np.eye(3)})
     onnx.save(model, tmp_path / "linear.onnx")

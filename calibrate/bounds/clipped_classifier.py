@@ -9,17 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calibrate.differentiable import Change, DifferentiableModel, Precision
+from calibrate.differentiable import Change, DifferentiableModel, Precision, Tensors
 from calibrate.sites import Site
-from guard.rows import each, n_rows
+from guard.rows import each
 from guard.types import BoolArray, Inputs, IntArray
 
 __all__ = ["ClippedClassifier", "LabelledInputs", "clip_at"]
 
 _NO_BOUNDS: Mapping[str, Tensor] = MappingProxyType({})
-
-Tensors = Tensor | Mapping[str, Tensor]
-"""A model's inputs, as DifferentiableModel takes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +84,7 @@ class ClippedClassifier:
     def logits(self, inputs: Tensors, upper: Mapping[str, Tensor], lower: Mapping[str, Tensor] = _NO_BOUNDS) -> Tensor:
         """Return float32 logits (N, C) with the bounds put in; a site without an upper bound stays as it is."""
         at = {site: clip_at(upper[site], lower.get(site)) for site in self._sites if site in upper}
-        n = max(1, n_rows(inputs))
-        size = self._model.fixed_batch or n
-        pieces = [self._piece(_rows(inputs, start, size), at) for start in range(0, n, size)]
-        return torch.cat(pieces).float()
-
-    def _piece(self, inputs: Tensors, at: Mapping[str, Change]) -> Tensor:
-        """Run rows as a whole batch where its size is fixed: repeat the last row, and drop what the copies give."""
-        n = n_rows(inputs)
-        n_missing = (self._model.fixed_batch or n) - n
-        padded = each(lambda t: torch.cat([t, t[-1:].expand(n_missing, *t.shape[1:])]), inputs) if n_missing else inputs
-        (logits,) = self._model(padded, outputs=[self._logits], at=at)
-        return logits[:n]
+        return self._model.rows(inputs, output=self._logits, at=at).float()
 
     def add_cross_entropy_gradients(self, data: LabelledInputs, parameters: Mapping[str, Tensor]) -> float:
         """Add the gradients of the mean cross-entropy over all data to the bounds' gradients; return that mean.

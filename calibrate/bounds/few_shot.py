@@ -11,14 +11,13 @@ site that goes negative is bounded from below alike, by the minima.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from calibrate.edit import insert_bounds
 from calibrate.forward import forward, predict
 from calibrate.inspection.problem import InspectionProblem
-from calibrate.inspection.suspicion import SuspicionSettings, score_channels
+from calibrate.inspection.suspicion import score_channels
 from calibrate.sites import ActivationBounds, BoundsProblem, Site
 from guard.errors import CalibrationError
 from guard.types import BoolArray, FloatArray
@@ -31,14 +30,12 @@ class FewShotSettings:
     """What the method is free to choose.
 
     Args:
-        prior: What ranks the channels: ``dls``, weights and clean activations, or ``clp``, the producing weights alone.
         kappa_max: Room, in scales, of the least suspicious channel of a layer.
         kappa_min: Room of the most suspicious one.
         strict_share: The share of a layer's channels, most suspicious first, that are held to the largest value seen.
         slacks: Factors of all room, tried in turn until the bounds cost no more accuracy on the samples than allowed.
     """
 
-    prior: Literal["dls", "clp"] = "dls"
     kappa_max: float = 4.0
     kappa_min: float = 0.5
     strict_share: float = 0.02
@@ -60,7 +57,7 @@ def fit_few_shot(problem: BoundsProblem, *, settings: FewShotSettings | None = N
         CalibrationError: Even the loosest bounds cost more accuracy than allowed, or an activation is not finite.
     """
     settings = settings or FewShotSettings()
-    room = {t: kappas(s, settings) for t, s in _scores(problem, settings).items()}
+    room = {t: kappas(s, settings) for t, s in _scores(problem).items()}
     extremes = _extremes(problem)
     least = _right(problem, None) - problem.max_accuracy_drop
     for done, slack in enumerate(settings.slacks, start=1):
@@ -87,7 +84,7 @@ def kappas(scores: FloatArray, settings: FewShotSettings) -> FloatArray:
     return np.asarray(settings.kappa_max - (settings.kappa_max - settings.kappa_min) * ranks / len(scores))
 
 
-def _scores(problem: BoundsProblem, settings: FewShotSettings) -> Mapping[str, FloatArray]:
+def _scores(problem: BoundsProblem) -> Mapping[str, FloatArray]:
     inspected = InspectionProblem(
         model=problem.model,
         logits=problem.logits,
@@ -99,8 +96,7 @@ def _scores(problem: BoundsProblem, settings: FewShotSettings) -> Mapping[str, F
         progress=problem.progress,
         device=problem.device,
     )
-    weights = (1.0, 1.0, 1.0, 1.0) if settings.prior == "dls" else (1.0, 0.0, 0.0, 0.0)
-    return score_channels(inspected, settings=SuspicionSettings(weights=weights)).scores
+    return score_channels(inspected).scores
 
 
 def _extremes(problem: BoundsProblem) -> Mapping[str, _Extremes]:

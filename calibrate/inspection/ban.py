@@ -12,6 +12,7 @@ BatchNorm.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import itemgetter
 
 import numpy as np
@@ -19,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calibrate.differentiable import Change, DifferentiableModel, fast_precision
+from calibrate.differentiable import Change, DifferentiableModel, Tensors, fast_precision
 from calibrate.forward import batches
+from calibrate.gradients import backward
 from calibrate.inspection.ban_findings import LEAST_SAMPLES, BanFindings, findings_of
 from calibrate.inspection.ban_settings import BanSettings
 from calibrate.inspection.feature_mask import learn_mask
@@ -28,13 +30,13 @@ from calibrate.inspection.feature_split import FeatureSplit, find_cuts, split_fe
 from calibrate.inspection.neuron_noise import ChannelMoments, NeuronNoise, Reference
 from calibrate.inspection.noise_places import Place, find_places
 from calibrate.inspection.problem import InspectionProblem
+from calibrate.inspection.unfused import unfused
 from guard.errors import CalibrationError
 from guard.rows import each
 from guard.types import FloatArray, IntArray
 
 __all__ = ["BanFindings", "BanSettings", "detect_ban", "with_rest"]
 
-Tensors = Tensor | Mapping[str, Tensor]
 _LEAST_BATCH = 16  # fewer inputs have no batch statistics worth the name
 
 
@@ -73,11 +75,11 @@ def detect_ban(problem: InspectionProblem, *, settings: BanSettings | None = Non
     settings = _for_classes(settings or BanSettings(), problem.n_classes)
     if len(problem.inputs) < LEAST_SAMPLES:
         raise CalibrationError(
-            f"{len(problem.inputs)} clean samples are too few for BAN; expected at least {LEAST_SAMPLES}: give more, "
-            "or use the suspicion score, which needs 10"
+            f"{len(problem.inputs)} clean samples are too few for BAN; it takes at least {LEAST_SAMPLES}: give more"
         )
     task = _prepare(problem, settings)
-    generators = [torch.Generator().manual_seed(problem.seed + i) for i in range(settings.seeds)]
+    seeds = np.random.SeedSequence(problem.seed).generate_state(settings.seeds)
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     masks = list(_masks(task, generators))
     noises = list(_noises(task, generators))
     votes = list(_votes(task, masks, noises))
@@ -99,18 +101,18 @@ def _for_classes(settings: BanSettings, n_classes: int) -> BanSettings:
 
 
 def _prepare(problem: InspectionProblem, settings: BanSettings) -> _Task:
-    device, precision = problem.device, fast_precision(problem.device)
-    model = DifferentiableModel(problem.model, device=device, precision=precision)
+    device, plain = problem.device, unfused(problem.model)
+    model = DifferentiableModel(plain, device=device, precision=fast_precision(device))
     size = model.fixed_batch or settings.batch_size
-    cuts = find_cuts(problem.model.graph, problem.logits)
+    cuts = find_cuts(plain.graph, problem.logits)
     with torch.no_grad():
-        found = model(_padded(_tensors(problem, slice(0, 1)), model.fixed_batch or 1), outputs=cuts)
-    split = split_features(problem.model, problem.logits, {c: v.shape for c, v in zip(cuts, found, strict=True)})
-    places = find_places(problem.model.graph, split.tensor)
+        found = model(_copies(_tensors(problem, slice(0, 1)), model.fixed_batch or 1), outputs=cuts)
+    split = split_features(plain, problem.logits, {c: v.shape for c, v in zip(cuts, found, strict=True)})
+    places = find_places(plain.graph, split.tensor)
     if not places:
         raise CalibrationError(
             f"BAN has nothing to put noise on: no convolution, matrix product or normalisation lies between the input "
-            f"and the features '{split.tensor}'; expected at least one: skip BAN for this model"
+            f"and the features '{split.tensor}'; expected at least one"
         )
     n_fitting = min(settings.n_fitting, len(problem.inputs))
     features, references = _look_at_clean(problem, model, split, places, n_fitting=n_fitting, size=size)
@@ -140,24 +142,20 @@ def _look_at_clean(
 ) -> tuple[Tensor, Mapping[str, Reference]]:
     """Return the features of the fitting inputs and what the places do on them."""
     moments = {place.tensor: ChannelMoments(place) for place in places}
-    constants = sorted({name for place in places for name in (place.scale, place.shift) if name})
     features = []
     for rows in batches(n_fitting, size):
-        inputs = _padded(_tensors(problem, rows), model.fixed_batch)
-        at: dict[str, Change] = {tensor: m.record for tensor, m in moments.items()}
-        found, *values = model(inputs, outputs=[split.tensor, *constants], at=at)
-        features.append(found[: rows.stop - rows.start])
+        n = rows.stop - rows.start
+        at: dict[str, Change] = {t: partial(m.record, kept=n / (model.fixed_batch or n)) for t, m in moments.items()}
+        features.append(model.rows(_tensors(problem, rows), output=split.tensor, at=at))
         problem.progress("BAN: clean features", rows.stop, n_fitting)
-    by_name = dict(zip(constants, values, strict=True))
-    return torch.cat(features), {tensor: m.reference(by_name) for tensor, m in moments.items()}
+    names = sorted({name for place in places for name in (place.scale, place.shift) if name})
+    constants = dict(zip(names, model(_tensors(problem, slice(0, 1)), outputs=names), strict=True))
+    return torch.cat(features), {tensor: m.reference(constants) for tensor, m in moments.items()}
 
 
 def _masks(task: _Task, generators: Sequence[torch.Generator]) -> Iterator[Tensor]:
     def head(features: Tensor) -> Tensor:
-        pieces = torch.split(features, task.model.fixed_batch or len(features))
-        whole = (_padded(piece, task.model.fixed_batch) for piece in pieces)
-        logits = (task.head(piece, outputs=[task.problem.logits])[0] for piece in whole)
-        return torch.cat(list(logits))[: len(features)]
+        return task.head.rows(features, output=task.problem.logits, size=task.model.fixed_batch)
 
     for i, generator in enumerate(generators):
         yield learn_mask(
@@ -196,13 +194,13 @@ def _add_gradients(task: _Task, noise: NeuronNoise, generator: torch.Generator, 
         rows = torch.randint(len(task.labels), (task.piece,), generator=generator)
         inputs = each(itemgetter(rows), task.fitting)
         (logits,) = task.model(inputs, outputs=[task.problem.logits], at=noise.changes(training=True))
-        loss = F.cross_entropy(logits, task.labels[rows.to(task.labels.device)])
+        loss = F.cross_entropy(logits.float(), task.labels[rows.to(task.labels.device)])
         if not torch.isfinite(loss):
             raise CalibrationError(
                 f"BAN's loss under neuron noise is {loss.item()} at step {step} of {task.settings.noise_steps}; "
                 "expected a finite number: lower `noise`, or check the model's logits on the clean data"
             )
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        backward(loss)
 
 
 @torch.no_grad()
@@ -214,9 +212,8 @@ def _votes(task: _Task, masks: Sequence[Tensor], noises: Sequence[NeuronNoise]) 
         at = with_rest(noise.changes(training=False), task.split.tensor, mask)
         classes = []
         for rows in batches(n, task.piece):
-            inputs = _padded(_tensors(task.problem, rows), task.model.fixed_batch)
-            (logits,) = task.model(inputs, outputs=[task.problem.logits], at=at)
-            classes.append(logits[: rows.stop - rows.start].argmax(1).cpu().numpy())
+            logits = task.model.rows(_tensors(task.problem, rows), output=task.problem.logits, at=at)
+            classes.append(logits.argmax(1).cpu().numpy())
             report(rows.stop)
         yield np.concatenate(classes)
 
@@ -226,7 +223,8 @@ def with_rest(changes: Mapping[str, Change], tensor: str, mask: Tensor) -> Mappi
     before = changes.get(tensor)
 
     def rest(features: Tensor) -> Tensor:
-        return (features if before is None else before(features)) * (1 - mask)
+        noisy = features if before is None else before(features)
+        return (noisy * (1 - mask)).to(features.dtype)
 
     return {**changes, tensor: rest}
 
@@ -234,8 +232,9 @@ def with_rest(changes: Mapping[str, Change], tensor: str, mask: Tensor) -> Mappi
 def _unneeded(task: _Task, masks: Sequence[Tensor]) -> FloatArray:
     """Return (K,) the mean of 1 - m over positions and seeds."""
     rest = 1 - torch.stack(list(masks)).mean(0)
-    axis = next((s.channel_axis for s in task.problem.sites if s.tensor == task.split.tensor), 1) % (rest.dim() + 1)
-    return rest.movedim(axis - 1, 0).flatten(1).mean(1).cpu().numpy() if rest.dim() > 1 else rest.cpu().numpy()
+    if rest.dim() > 1:
+        rest = rest.movedim(task.split.channel_axis - 1, 0).flatten(1).mean(1)
+    return rest.cpu().numpy()
 
 
 def _counter(task: _Task, stage: str, seed: int, per_seed: int) -> Callable[[int], None]:
@@ -247,8 +246,5 @@ def _tensors(problem: InspectionProblem, rows: slice) -> Tensors:
     return each(torch.from_numpy, problem.inputs[rows])
 
 
-def _padded(inputs: Tensors, size: int | None) -> Tensors:
-    """Repeat the last row up to a batch of fixed size, if there is one."""
-    if size is None:
-        return inputs
-    return each(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), inputs)
+def _copies(row: Tensors, n: int) -> Tensors:
+    return each(lambda tensor: tensor.expand(n, *tensor.shape[1:]), row)

@@ -8,20 +8,12 @@ from typing import Literal
 import numpy as np
 
 from calibrate.inspection.ban_settings import BanSettings
+from calibrate.proportions import wilson_interval
 from guard.types import FloatArray, IntArray
 
-__all__ = [
-    "FULL_SAMPLES",
-    "LEAST_SAMPLES",
-    "BanFindings",
-    "Verdict",
-    "decide",
-    "excess_share",
-    "findings_of",
-    "wilson_interval",
-]
+__all__ = ["FULL_SAMPLES", "LEAST_SAMPLES", "BanFindings", "BanVerdict", "decide", "excess_share", "findings_of"]
 
-Verdict = Literal["suspicious", "grey", "no evidence"]
+BanVerdict = Literal["suspicious", "grey", "no evidence"]
 """Never "clean": that nothing was found certifies nothing."""
 
 LEAST_SAMPLES = 50
@@ -33,7 +25,6 @@ FULL_SAMPLES = 500
 _SUSPICIOUS = 0.5  # the paper's author: more than half of the votes for one class
 _GREY = 0.3
 _AGREEING = 0.8  # of the seeds: 4 of 5
-_Z = 1.959963984540054  # two-sided 95 %
 _N_TOP_CHANNELS = 10
 
 
@@ -50,7 +41,6 @@ class BanFindings:
         clean_share: The share of the labels that are the top class.
         n_agreeing: How many seeds have most votes on the top class.
         histograms: (seeds, C) the votes.
-        class_votes: (C, C) by true class (row) the share of its votes for each class, over all seeds.
         n_samples: How many inputs voted.
         noise_on: What took the noise: ``BatchNorm``, ``LayerNorm``, ``pre-activations``, or two of them.
         features: The tensor that the mask was learned on.
@@ -58,7 +48,7 @@ class BanFindings:
         settings: How BAN looked.
     """
 
-    verdict: Verdict
+    verdict: BanVerdict
     suspected_target_class: int | None
     top_class: int
     vote_share: float
@@ -66,7 +56,6 @@ class BanFindings:
     clean_share: float
     n_agreeing: int
     histograms: IntArray
-    class_votes: FloatArray
     n_samples: int
     noise_on: str
     features: str
@@ -129,7 +118,6 @@ def findings_of(
         clean_share=clean_share,
         n_agreeing=n_agreeing,
         histograms=histograms,
-        class_votes=_by_true_class(votes, labels, n_classes),
         n_samples=len(labels),
         noise_on=noise_on,
         features=features,
@@ -146,7 +134,7 @@ def decide(
     n_agreeing: int,
     n_seeds: int,
     n_samples: int,
-) -> Verdict:
+) -> BanVerdict:
     """Return the verdict on a vote share S.
 
     The paper's author calls a model backdoored when more than half of the votes are for one class, on CIFAR-10. Two
@@ -166,18 +154,3 @@ def decide(
 def excess_share(share: float, clean_share: float) -> float:
     """Return (S - q) / (1 - q): 0 where a class is voted for as often as it occurs, 1 where it takes every vote."""
     return (share - clean_share) / (1 - clean_share) if clean_share < 1 else 0.0
-
-
-def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a share of n (Wilson 1927)."""
-    scale = 1 + _Z**2 / n
-    centre = (share + _Z**2 / (2 * n)) / scale
-    half = _Z / scale * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return centre - half, centre + half
-
-
-def _by_true_class(votes: Sequence[IntArray], labels: IntArray, n_classes: int) -> FloatArray:
-    counts = np.zeros((n_classes, n_classes))
-    for classes in votes:
-        np.add.at(counts, (labels, classes), 1)
-    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from calibrate.activations import ACTIVATION_OPS
+from calibrate.graph_reading import LINEAR_AXES, GraphReading
 from calibrate.sites import Site
 from guard.types import FloatArray
 
@@ -30,52 +30,14 @@ class ChannelWeights:
         producing: One array (K, n_in, area) per layer whose output the activation is applied to, BatchNorm's and other
             per-channel factors multiplied in. A residual sum has one per branch; a branch without weights has none.
         consuming: One array (n_out, K, area) per layer that reads the site before any other site does.
-        head: That of ``consuming`` (C, K, area) which gives the logits; None where none does.
     """
 
     producing: tuple[FloatArray, ...]
     consuming: tuple[FloatArray, ...]
-    head: FloatArray | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Graph:
-    producers: Mapping[str, onnx.NodeProto]
-    consumers: Mapping[str, Sequence[onnx.NodeProto]]
-    constants: Mapping[str, onnx.TensorProto]
-
-    @classmethod
-    def read(cls, graph: onnx.GraphProto) -> "_Graph":
-        consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in dict.fromkeys(node.input):
-                consumers.setdefault(name, []).append(node)
-        constants = {tensor.name: tensor for tensor in graph.initializer}
-        made = (node for node in graph.node if node.op_type == "Constant")
-        constants.update((n.output[0], a.t) for n in made for a in n.attribute if a.name == "value")
-        producers = {name: node for node in graph.node for name in node.output if name not in constants}
-        return cls(producers=producers, consumers=consumers, constants=constants)
-
-    def constant(self, name: str) -> FloatArray | None:
-        """Return a constant's values, through Identity and Transpose; None where it is none."""
-        if name in self.constants:
-            return numpy_helper.to_array(self.constants[name])
-        node = self.producers.get(name)
-        if node is None or node.op_type not in ("Identity", "Transpose"):
-            return None
-        values = self.constant(node.input[0])
-        axes = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), None)
-        return values if values is None or node.op_type == "Identity" else np.transpose(values, axes)
-
-    def is_constant(self, name: str) -> bool:
-        return not name or name in self.constants or self.constant(name) is not None
-
-    def variables(self, node: onnx.NodeProto) -> list[str]:
-        return [name for name in node.input if not self.is_constant(name)]
 
 
 def find_channel_weights(
-    model: onnx.ModelProto, sites: Sequence[Site], n_channels: Mapping[str, int], *, logits: str
+    model: onnx.ModelProto, sites: Sequence[Site], n_channels: Mapping[str, int]
 ) -> Mapping[str, ChannelWeights]:
     """Return the weights before and behind each site.
 
@@ -83,68 +45,63 @@ def find_channel_weights(
         model: The classifier.
         sites: Its activations.
         n_channels: K by site.
-        logits: The tensor (N, C) that holds the logits.
     """
-    graph = _Graph.read(model.graph)
+    graph = GraphReading.of(model.graph)
     stops = frozenset(site.tensor for site in sites)
-    head = _head_node(graph, logits)
-    found = {}
-    for site in sites:
-        k = n_channels[site.tensor]
-        readers = list(_consuming(graph, site, k, stops))
-        found[site.tensor] = ChannelWeights(
-            producing=tuple(_producing(graph, site.tensor, k, stops)),
-            consuming=tuple(weights for _, weights in readers),
-            head=next((weights for node, weights in readers if node is head), None),
+    return {
+        site.tensor: ChannelWeights(
+            producing=tuple(_producing(graph, site.tensor, n_channels[site.tensor], stops)),
+            consuming=tuple(_consuming(graph, site, n_channels[site.tensor], stops)),
         )
-    return found
+        for site in sites
+    }
 
 
 def find_head(model: onnx.ModelProto, logits: str, *, n_classes: int) -> FloatArray | None:
     """Return the weights (C, n_in) of the last linear layer; None where the logits come from none of C rows."""
-    graph = _Graph.read(model.graph)
+    graph = GraphReading.of(model.graph)
     node = _head_node(graph, logits)
     rows = None if node is None else _rows(graph, node)
     return None if rows is None or len(rows) != n_classes else rows.reshape(n_classes, -1)
 
 
-def _head_node(graph: _Graph, logits: str) -> onnx.NodeProto | None:
+def _head_node(graph: GraphReading, logits: str) -> onnx.NodeProto | None:
     """Follow the logits back, through biases and pools, to the layer that makes them."""
     node = graph.producers.get(logits)
-    while node is not None and _weight_name(node) is None:
-        sources = graph.variables(node)
+    while node is not None and not _is_linear(node):
+        sources = _variables(graph, node)
         is_passed = node.op_type in (_PASSING | _FLATTENING) - ACTIVATION_OPS and len(sources) == 1
         node = graph.producers.get(sources[0]) if is_passed else None
     return node
 
 
-def _producing(graph: _Graph, tensor: str, k: int, stops: frozenset[str]) -> Iterator[FloatArray]:
+def _producing(graph: GraphReading, tensor: str, k: int, stops: frozenset[str]) -> Iterator[FloatArray]:
     seen = {tensor}
     frontier: list[tuple[str, FloatArray]] = [(tensor, np.ones(1))]
     for name, scale in frontier:
         node = graph.producers.get(name)
         if node is None or (name in stops and name != tensor):
             continue
-        if _weight_name(node) is not None:
+        if _is_linear(node):
             rows = _rows(graph, node)
             if rows is not None and len(rows) == k:
                 yield rows * scale[:, None, None]
         elif node.op_type in _PASSING and (factor := _factor(graph, node, k)) is not None:
-            fresh = [source for source in graph.variables(node) if source not in seen]
+            fresh = [source for source in _variables(graph, node) if source not in seen]
             seen.update(fresh)
             frontier += [(source, scale * factor) for source in fresh]
 
 
-def _consuming(graph: _Graph, site: Site, k: int, stops: frozenset[str]) -> Iterator[tuple[onnx.NodeProto, FloatArray]]:
+def _consuming(graph: GraphReading, site: Site, k: int, stops: frozenset[str]) -> Iterator[FloatArray]:
     is_last = site.channel_axis == len(site.shape) - 1
     seen = {site.tensor}
     frontier: list[tuple[str, FloatArray]] = [(site.tensor, np.ones(1))]
     for name, scale in frontier:
         for node in graph.consumers.get(name, ()):
-            if _weight_name(node) is not None:
+            if _is_linear(node):
                 columns = _columns(graph, node, name, k, channels_last=is_last)
                 if columns is not None:
-                    yield node, columns * scale[:, None]
+                    yield columns * scale[:, None]
             elif node.op_type in _PASSING | _FLATTENING and not stops.intersection(node.output):
                 factor = _factor(graph, node, k)
                 if factor is not None and node.output[0] not in seen:
@@ -152,13 +109,19 @@ def _consuming(graph: _Graph, site: Site, k: int, stops: frozenset[str]) -> Iter
                     frontier.append((node.output[0], scale * factor))
 
 
-def _weight_name(node: onnx.NodeProto) -> str | None:
-    """Return the name of a linear layer's weights; None where the node is no linear layer."""
-    known = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
-    return str(node.input[1]) if node.op_type in known and len(node.input) > 1 else None
+def _is_linear(node: onnx.NodeProto) -> bool:
+    return node.op_type in LINEAR_AXES and len(node.input) > 1
 
 
-def _rows(graph: _Graph, node: onnx.NodeProto) -> FloatArray | None:
+def _is_constant(graph: GraphReading, name: str) -> bool:
+    return not name or name in graph.constants or graph.constant(name) is not None
+
+
+def _variables(graph: GraphReading, node: onnx.NodeProto) -> list[str]:
+    return [name for name in node.input if not _is_constant(graph, name)]
+
+
+def _rows(graph: GraphReading, node: onnx.NodeProto) -> FloatArray | None:
     """Return a layer's weights as (n_out, n_in, area), n_in being that of one group."""
     weights = graph.constant(node.input[1])
     attributes = {a.name: a.i for a in node.attribute}
@@ -175,7 +138,7 @@ def _rows(graph: _Graph, node: onnx.NodeProto) -> FloatArray | None:
     return (weights if attributes.get("transB") else weights.T)[:, :, None]
 
 
-def _columns(graph: _Graph, node: onnx.NodeProto, read: str, k: int, *, channels_last: bool) -> FloatArray | None:
+def _columns(graph: GraphReading, node: onnx.NodeProto, read: str, k: int, *, channels_last: bool) -> FloatArray | None:
     """Return a layer's weights as (n_out, K, area), for the K channels that it reads, flattened or not."""
     rows = _rows(graph, node) if node.input[0] == read else None
     if rows is None:
@@ -198,7 +161,7 @@ def _ungrouped(rows: FloatArray, groups: int) -> FloatArray:
     return grouped.swapaxes(0, 1).reshape(n_out // groups, groups * n_in, area)
 
 
-def _factor(graph: _Graph, node: onnx.NodeProto, k: int) -> FloatArray | None:
+def _factor(graph: GraphReading, node: onnx.NodeProto, k: int) -> FloatArray | None:
     """Return what a node multiplies channels by, (K,) or (1,); None where that differs by position."""
     if node.op_type == "BatchNormalization":
         gamma, variance = (graph.constant(node.input[place]) for place in (1, 4))
@@ -212,6 +175,6 @@ def _factor(graph: _Graph, node: onnx.NodeProto, k: int) -> FloatArray | None:
     if not constants:
         return np.ones(1)
     values = constants[0].astype(np.float64).reshape(-1)
-    if values.size not in (1, k) or (node.op_type == "Div" and graph.is_constant(node.input[0])):
+    if values.size not in (1, k) or (node.op_type == "Div" and _is_constant(graph, node.input[0])):
         return None
     return np.asarray(values if node.op_type == "Mul" else 1 / values)

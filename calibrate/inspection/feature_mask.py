@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calibrate.gradients import backward
 from calibrate.inspection.ban_settings import BanSettings
 from guard.errors import CalibrationError
 
@@ -37,7 +38,7 @@ def learn_mask(
     """Learn the mask by Adam from a uniform start.
 
     The features are those of the clean model and computed once: the gradient runs through the head alone. The mask is
-    brought back to [0, 1] after every step; the released code does so before the step, and may end just outside.
+    brought back to [0, 1] after every step; the released code does so before it, and may end just outside.
 
     Args:
         head: h.
@@ -59,14 +60,10 @@ def learn_mask(
     for step in range(1, settings.mask_steps + 1):
         rows = torch.randint(len(features), (settings.batch_size,), generator=generator).to(features.device)
         optimizer.zero_grad()
-        loss = mask_loss(head, features[rows], labels[rows], mask)
-        loss = loss + weight * size_penalty(mask, settings.mask_penalty)
-        if not torch.isfinite(loss):
-            raise CalibrationError(
-                f"BAN's mask loss is {loss.item()} at step {step} of {settings.mask_steps}; expected a finite number: "
-                "check that the model's logits on the clean data are finite"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        size = size_penalty(mask, settings.mask_penalty)
+        loss = mask_loss(head, features[rows], labels[rows], mask) + weight * size
+        _check_finite(loss, step, settings)
+        backward(loss)
         optimizer.step()
         with torch.no_grad():
             mask.clamp_(0, 1)
@@ -74,9 +71,17 @@ def learn_mask(
     return mask.detach()
 
 
+def _check_finite(loss: Tensor, step: int, settings: BanSettings) -> None:
+    if not torch.isfinite(loss):
+        raise CalibrationError(
+            f"BAN's mask loss is {loss.item()} at step {step} of {settings.mask_steps}; expected a finite number: "
+            "check that the model's logits on the clean data are finite"
+        )
+
+
 def mask_loss(head: Head, features: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Return how much better the masked features explain the labels than the rest does, negated: low is good."""
-    kept, rest = head(mask * features), head((1 - mask) * features)
+    kept, rest = (head((part * features).to(features.dtype)).float() for part in (mask, 1 - mask))
     return F.cross_entropy(kept, labels) - F.cross_entropy(rest, labels)
 
 

@@ -1,16 +1,17 @@
 """Cut a classifier f = h o g at its last feature map: g from input to features, h from features to logits."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
+from calibrate.activations import channel_axis
+from calibrate.graph_reading import LINEAR_OPS, GraphReading, names_read, needed_nodes
 from guard.errors import CalibrationError
 
-__all__ = ["LINEAR_OPS", "FeatureSplit", "find_cuts", "head_model", "live_tensors", "needed_nodes", "split_features"]
+__all__ = ["FeatureSplit", "find_cuts", "head_model", "split_features"]
 
-LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool", "ReduceMean"})
 _MOST_HEAD_LAYERS = 3  # VGG's head
 
@@ -21,36 +22,27 @@ class FeatureSplit:
 
     Args:
         tensor: The features' name in the graph.
-        shape: Of the features of one input.
+        channel_axis: The axis of K, N being axis 0.
         head: h: the features in, the logits out.
     """
 
     tensor: str
-    shape: tuple[int, ...]
+    channel_axis: int
     head: onnx.ModelProto
-
-
-def live_tensors(graph: onnx.GraphProto) -> frozenset[str]:
-    """Return the tensors that depend on a graph input."""
-    live = {i.name for i in graph.input} - {i.name for i in graph.initializer}
-    for node in graph.node:
-        if not live.isdisjoint(node.input):
-            live.update(filter(None, node.output))
-    return frozenset(live)
 
 
 def find_cuts(graph: onnx.GraphProto, logits: str) -> tuple[str, ...]:
     """Return the tensors through which everything that the logits know of the input passes, in the graph's order."""
-    live = live_tensors(graph)
-    nodes = needed_nodes(graph.node, logits)
-    last_use = {name: place for place, node in enumerate(nodes) for name in node.input if name in live}
+    reading = GraphReading.of(graph, upto=logits)
+    nodes, live = reading.nodes, reading.live
+    last_use = {name: place for place, node in enumerate(nodes) for name in names_read(node) if name in live}
     last_use[logits] = len(nodes)
-    is_open = {i.name for i in graph.input} & last_use.keys()
+    is_open = inputs = {i.name for i in graph.input} & last_use.keys()
     cuts: list[str] = []
     for place, node in enumerate(nodes):
         is_open = {name for name in is_open if last_use[name] > place}
         is_open.update(name for name in node.output if last_use.get(name, -1) > place)
-        if len(is_open) == 1:
+        if len(is_open) == 1 and is_open.isdisjoint(inputs):
             cuts.extend(is_open)
     return tuple(dict.fromkeys(cuts))
 
@@ -69,23 +61,22 @@ def split_features(model: onnx.ModelProto, logits: str, shapes: Mapping[str, Seq
     Raises:
         CalibrationError: There is no linear layer to cut in front of.
     """
-    graph = model.graph
-    cuts = find_cuts(graph, logits)
-    makers = {name: node for node in graph.node for name in node.output}
-    behind = {cut: _layers_behind(graph, cut, logits) for cut in cuts}
+    cuts, reading = find_cuts(model.graph, logits), GraphReading.of(model.graph, upto=logits)
+    behind = {cut: _layers_behind(reading, cut) for cut in cuts}
+    axes = {cut: channel_axis(cut, reading) % len(shapes[cut]) if len(shapes[cut]) > 2 else 1 for cut in cuts}
     usable = [cut for cut in cuts if behind[cut] >= 1]
     if not usable:
         raise CalibrationError(
             "BAN cuts a classifier in front of its last linear layer, but nothing that its logits are made of passes "
-            "through one tensor there; expected a chain that ends in Conv, Gemm or MatMul: skip BAN for this model"
+            "through one tensor there; expected a chain that ends in Conv, Gemm or MatMul"
         )
     maps = [
         cut for cut in usable
-        if len(shapes[cut]) >= 4 and _n_positions(shapes[cut]) > 1 and behind[cut] <= _MOST_HEAD_LAYERS
-        and makers[cut].op_type not in _POOLS
+        if len(shapes[cut]) >= 4 and _n_positions(shapes[cut], axes[cut]) > 1 and behind[cut] <= _MOST_HEAD_LAYERS
+        and reading.producers[cut].op_type not in _POOLS
     ]  # fmt: skip
     tensor = maps[-1] if maps else usable[-1]
-    return FeatureSplit(tensor=tensor, shape=tuple(shapes[tensor][1:]), head=head_model(model, tensor, logits))
+    return FeatureSplit(tensor=tensor, channel_axis=axes[tensor], head=head_model(model, tensor, logits))
 
 
 def head_model(model: onnx.ModelProto, tensor: str, logits: str) -> onnx.ModelProto:
@@ -94,33 +85,23 @@ def head_model(model: onnx.ModelProto, tensor: str, logits: str) -> onnx.ModelPr
     head.graph.name = model.graph.name
     head.graph.input.append(onnx.ValueInfoProto(name=tensor))
     head.graph.output.append(onnx.ValueInfoProto(name=logits))
-    nodes = needed_nodes([node for node in model.graph.node if tensor not in node.output], logits)
-    read = {name for node in nodes for name in node.input}
+    nodes = needed_nodes([node for node in model.graph.node if tensor not in node.output], [logits])
+    read = {name for node in nodes for name in names_read(node)}
     head.graph.node.extend(nodes)
     head.graph.initializer.extend(i for i in model.graph.initializer if i.name in read)
     return head
 
 
-def needed_nodes(nodes: Iterable[onnx.NodeProto], tensor: str) -> list[onnx.NodeProto]:
-    """Return the nodes that a tensor is made by, in order."""
-    wanted, found = {tensor}, []
-    for node in reversed(list(nodes)):
-        if not wanted.isdisjoint(node.output):
-            found.append(node)
-            wanted.update(filter(None, node.input))
-    return found[::-1]
-
-
-def _layers_behind(graph: onnx.GraphProto, cut: str, logits: str) -> int:
+def _layers_behind(graph: GraphReading, cut: str) -> int:
     after = {cut}
     count = 0
-    for node in needed_nodes(graph.node, logits):
-        if not after.isdisjoint(node.input):
+    for node in graph.nodes:
+        if not after.isdisjoint(names_read(node)):
             after.update(node.output)
             count += node.op_type in LINEAR_OPS
     return count
 
 
-def _n_positions(shape: Sequence[int]) -> int:
-    """Return H * W, whichever side the channels are on."""
-    return math.prod(shape[2:])
+def _n_positions(shape: Sequence[int], axis: int) -> int:
+    """Return H * W, on whichever axis the channels are."""
+    return math.prod(shape[1:]) // shape[axis]

@@ -7,7 +7,7 @@ from typing import Literal
 from calibrate.inspection.ban import BanFindings
 from calibrate.inspection.lint_finding import LintFinding
 from calibrate.inspection.suspicion import SuspicionFindings
-from calibrate.inspection.verdict import MesaComparison, Verdict
+from calibrate.inspection.verdict import Judgement, MesaComparison
 
 __all__ = ["Depth", "Inspection", "NotLookedAt"]
 
@@ -49,7 +49,7 @@ class Inspection:
     """
 
     model: Mapping[str, object]
-    verdict: Verdict
+    verdict: Judgement
     lint: tuple[LintFinding, ...]
     suspicion: SuspicionFindings | None
     ban: BanFindings | None

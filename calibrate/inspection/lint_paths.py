@@ -1,6 +1,6 @@
 """Follow a graph from its inputs to its outputs for what no bounded activation and no learned layer touches."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import onnx
 from onnx import TensorProto
@@ -9,7 +9,7 @@ from calibrate.activations import find_activations
 from calibrate.inspection.flat_graph import FlatGraph, Operator, Stops
 from calibrate.inspection.lint_finding import LintFinding, Severity
 
-__all__ = ["lint_paths"]
+__all__ = ["lint_outputs", "lint_paths"]
 
 _WEIGHT_PLACES = {
     **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "RNN", "LSTM", "GRU"), (1,)),
@@ -45,7 +45,6 @@ def lint_paths(model: onnx.ModelProto, flat: FlatGraph) -> Iterator[LintFinding]
     tokens = _tokens(flat, is_learned)
     sites = {a.tensor for a in find_activations(model.graph)}.difference(flat.outputs)
     yield from _unknown_domains(flat)
-    yield from _more_outputs(flat)
     around_network = list(_ways_around_network(flat, is_learned, tokens))
     yield from around_network or _ways_around_sites(flat, is_learned, sites)
     yield from _decisions_on_inputs(flat, is_learned, tokens)
@@ -79,9 +78,10 @@ def _unknown_domains(flat: FlatGraph) -> Iterator[LintFinding]:
             yield LintFinding(kind="unknown_domain", severity="warning", place=str(operator), message=message)
 
 
-def _more_outputs(flat: FlatGraph) -> Iterator[LintFinding]:
-    for name in flat.outputs[1:]:
-        message = "the model gives this output besides the classes; the guard does not look at it"
+def lint_outputs(dropped: Iterable[str]) -> Iterator[LintFinding]:
+    """Yield the outputs of a file that nothing guarded gives."""
+    for name in dropped:
+        message = "the model gives this output besides the classes; the guard does not look at it, nor hand it on"
         yield LintFinding(kind="extra_output", severity="note", place=name, message=message)
 
 

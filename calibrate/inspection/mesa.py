@@ -6,7 +6,7 @@ much entropy as it can. Blends and warps, climbing the levels, and keeping by me
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -25,7 +25,7 @@ from calibrate.inspection.victim import Pixels, Victim
 from calibrate.proportions import Proportion
 from calibrate.sites import RowsInMemory
 from guard.errors import CalibrationError, InputError
-from guard.types import FloatArray, IntArray
+from guard.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["LEAST_SAMPLES", "MesaFindings", "MesaSettings", "check_recoverable", "recover_triggers"]
 
@@ -99,8 +99,7 @@ def _task(problem: InspectionProblem, target_class: int, settings: MesaSettings)
     n_fitted = round(len(inputs) * (1 - _MEASURED_SHARE))
     fitted = np.arange(len(inputs)) < n_fitted
     is_published = settings.profile == "official-code"
-    if not (fitted & others).any() or not (~fitted & others).any():
-        raise CalibrationError(f"all samples are of class {target_class}; give samples of the other classes too")
+    _check_others(others[fitted], others[~fitted], target_class, settings)
     return _Task(
         problem=problem,
         target_class=target_class,
@@ -125,24 +124,24 @@ def _task(problem: InspectionProblem, target_class: int, settings: MesaSettings)
 
 def _climb(task: _Task, kind: TriggerKind) -> Iterator[RecoveredTriggers]:
     """Train a generator per level, from the lowest, until one is missed."""
-    corners, expected = _where(task, kind)
+    corners, expected, lost = _where(task, kind)
     is_published = task.settings.profile == "official-code"
     for beta in sorted(task.settings.betas):
         found = _recover(task, kind, PlaceChoice(corners, beta * expected, one_per_batch=is_published), beta)
-        yield found
+        yield replace(found, stopped="; ".join(filter(None, (found.stopped, lost))))
         if not found.kept:
             return
 
 
-def _where(task: _Task, kind: TriggerKind) -> tuple[IntArray, FloatArray]:
-    """Return the places that a kind may go to, and how much success to expect there, the best as 1."""
+def _where(task: _Task, kind: TriggerKind) -> tuple[IntArray, FloatArray, str]:
+    """Return the places that a kind may go to, the success to expect there, the best as 1, and what went wrong."""
     if kind.family != "patch":
-        return np.zeros((1, 2), dtype=np.int64), np.ones(1)
+        return np.zeros((1, 2), dtype=np.int64), np.ones(1), ""
     settings, (height, width) = task.settings, task.pixels.images.shape[2:]
     if settings.profile == "official-code":
         corners = corners_of((height, width), kind.size, as_published=True)
-        return corners, np.ones(len(corners))
-    mask = locate(
+        return corners, np.ones(len(corners)), ""
+    location = locate(
         task.victim,
         task.pixels,
         iterations=settings.iterations,
@@ -151,7 +150,7 @@ def _where(task: _Task, kind: TriggerKind) -> tuple[IntArray, FloatArray]:
         progress=_progress(task, f"class {task.target_class}: place"),
     )
     corners = corners_of((height, width), kind.size)
-    return corners, expected_success(mask, corners, kind.size)
+    return corners, expected_success(location.mask, corners, kind.size), location.stopped
 
 
 def _recover(task: _Task, kind: TriggerKind, places: PlaceChoice, beta: float) -> RecoveredTriggers:
@@ -213,9 +212,18 @@ def _images(problem: InspectionProblem, n: int) -> FloatArray:
 
 def _no_image(found: str) -> CalibrationError:
     return CalibrationError(
-        f"recovering triggers needs a model with a single input of float images (N, K, H, W); this one {found}."
-        " BAN and suspicion need no images and work all the same"
+        f"recovering triggers needs a model with a single input of float images (N, K, H, W); this one {found}"
     )
+
+
+def _check_others(fitted: BoolArray, measured: BoolArray, target_class: int, settings: MesaSettings) -> None:
+    """Refuse fewer images of other classes than a step takes, or none to measure on."""
+    if fitted.sum() < settings.batch_size or not measured.any():
+        raise CalibrationError(
+            f"only {fitted.sum() + measured.sum()} of {len(fitted) + len(measured)} samples are of other classes than"
+            f" {target_class}: {fitted.sum()} to fit on, of which it takes {settings.batch_size}, and {measured.sum()}"
+            " to measure on; give more samples of the other classes"
+        )
 
 
 def _check_kinds(kinds: tuple[TriggerKind, ...], height: int, width: int) -> None:

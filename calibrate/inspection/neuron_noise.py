@@ -94,8 +94,9 @@ class NeuronNoise:
         epsilon = _EPSILON * float(reference.scale.square().mean()) or _EPSILON
 
         def change(z: Tensor) -> Tensor:
-            return F.batch_norm(
-                z.movedim(place.channel_axis, 1),
+            channels_first = z.movedim(place.channel_axis, 1)
+            noisy = F.batch_norm(
+                channels_first.float() if z.dtype == torch.float64 else channels_first,
                 mean,
                 variance,
                 (1 + delta) * reference.scale,
@@ -103,7 +104,8 @@ class NeuronNoise:
                 training=use_batch,
                 momentum=_MOMENTUM,
                 eps=epsilon,
-            ).movedim(1, place.channel_axis)
+            )
+            return noisy.movedim(1, place.channel_axis).to(z.dtype)
 
         return change
 
@@ -122,11 +124,12 @@ class ChannelMoments:
         self._sum = self._squares = torch.zeros(())
         self._n_axes = 0
 
-    def record(self, z: Tensor) -> Tensor:
-        """Take a batch in and hand it on."""
+    def record(self, z: Tensor, *, kept: float = 1.0) -> Tensor:
+        """Take in the first rows of a batch, this share of them, and hand it on: copies fill a batch of fixed N up."""
         self._n_axes = z.dim()
         if self._place.kind == "pre-activations":
-            values = z.movedim(self._place.channel_axis, 1).transpose(0, 1).flatten(1)
+            inputs = z[: round(len(z) * kept)]
+            values = inputs.movedim(self._place.channel_axis, 1).transpose(0, 1).flatten(1)
             variance, mean = torch.var_mean(values.float(), dim=1, correction=0)
             n = values.shape[1]
             self._n += n

@@ -2,15 +2,13 @@
 
 Hashemifar, Parsa and Zakeri-Nasrabadi (arXiv 2311.07417) rank neurons by activation values, weights and the relation
 to other neurons of the layer. Their formula is not known here. The score below, DLS, is a reconstruction from that one
-sentence: it is not theirs, and none of its figures are. Per layer, with robust z-scores
-rz(v) = (v - median) / (1.4826 MAD + 1e-9),
+sentence: it is not theirs, and none of its figures are. Per layer, with rz the z-score of calibrate.inspection.robust,
 
     S_j = w1 rz(log L_j) + w2 rz(log O_j) - w3 rz(log(A_j + 1e-6)) + w4 rz(R_j)
 
 L_j: CLP's bound on the channel's Lipschitz constant (Zheng et al., ECCV 2022), the largest singular value of its
-weights reshaped to (n_in, area), BatchNorm's factor multiplied in. O_j: the norm of the weights that read the channel;
-where the head reads it and the target class t is known, W[t, j] - mean over classes of W[:, j] instead, without the
-log. A_j: the mean over inputs of the channel's maximum. R_j: 1 - the mean absolute correlation with the layer's other
+weights reshaped to (n_in, area), BatchNorm's factor multiplied in. O_j: the norm of the weights that read the channel.
+A_j: the mean over inputs of the channel's maximum. R_j: 1 - the mean absolute correlation with the layer's other
 channels. A channel that never varies on the inputs has no A and no R, and takes the layer's median of both. High is
 suspicious; nothing is proven by it.
 """
@@ -61,7 +59,7 @@ class SuspicionFindings:
         terms: By site the robust z-scores (K,) that went into it, by term, signed so that high is suspicious.
         left_out: By site the terms that could not be had, with the reason.
         n_samples: How many clean inputs were used.
-        class_prior: Which class the head's weights favour; None where the graph's head was not found.
+        class_prior: Which class the head's weights favour; None where no head was found, or one of two classes.
     """
 
     scores: Mapping[str, FloatArray]
@@ -69,11 +67,6 @@ class SuspicionFindings:
     left_out: Mapping[str, Mapping[str, str]]
     n_samples: int
     class_prior: ClassPrior | None
-
-    @property
-    def suspected_class(self) -> int | None:
-        """The class that the head's weights favour beyond chance, or None."""
-        return None if self.class_prior is None else self.class_prior.suspected_class
 
     def summary(self) -> dict[str, object]:
         """Return the most suspicious channels and the class prior, as JSON can hold them."""
@@ -89,30 +82,25 @@ class SuspicionFindings:
         }
 
 
-def score_channels(
-    problem: InspectionProblem, *, target_class: int | None = None, settings: SuspicionSettings | None = None
-) -> SuspicionFindings:
+def score_channels(problem: InspectionProblem, *, settings: SuspicionSettings | None = None) -> SuspicionFindings:
     """Score every channel of every site.
 
     Args:
         problem: The model, and clean inputs of which a few are used.
-        target_class: The class that the attacker is thought to want, where one is known.
         settings: How channels are scored.
 
     Raises:
-        InputError: The model has no such class, or there are no inputs.
+        InputError: There are no inputs.
         CalibrationError: An activation is NaN or infinite.
     """
     settings = settings or SuspicionSettings()
-    if target_class is not None and not 0 <= target_class < problem.n_classes:
-        raise InputError(f"the target class is {target_class}; the model has the classes 0 to {problem.n_classes - 1}")
     if not len(problem.inputs):
         raise InputError("there are no clean inputs; give at least 2, and better 10 that cover the classes")
     inputs = spread_over_classes(problem.inputs, problem.labels, settings.n_samples)
     clean = clean_channels(problem.model, problem.sites, inputs, progress=problem.progress, device=problem.device)
     n_channels = {tensor: len(channels.mean_maximum) for tensor, channels in clean.items()}
-    weights = find_channel_weights(problem.model, problem.sites, n_channels, logits=problem.logits)
-    found = {tensor: _terms(weights[tensor], clean[tensor], target_class) for tensor in clean}
+    weights = find_channel_weights(problem.model, problem.sites, n_channels)
+    found = {tensor: _terms(weights[tensor], clean[tensor]) for tensor in clean}
     return SuspicionFindings(
         scores={tensor: _score(terms, n_channels[tensor], settings) for tensor, (terms, _) in found.items()},
         terms={tensor: terms for tensor, (terms, _) in found.items()},
@@ -123,10 +111,10 @@ def score_channels(
 
 
 def clp_scores(
-    model: onnx.ModelProto, sites: Sequence[Site], n_channels: Mapping[str, int], *, logits: str
+    model: onnx.ModelProto, sites: Sequence[Site], n_channels: Mapping[str, int]
 ) -> Mapping[str, FloatArray]:
     """Return CLP's data-free bound L (K,) for every site whose producing weights are found."""
-    weights = find_channel_weights(model, sites, n_channels, logits=logits)
+    weights = find_channel_weights(model, sites, n_channels)
     return {tensor: channel_lipschitz(w.producing) for tensor, w in weights.items() if w.producing}
 
 
@@ -145,9 +133,7 @@ def _largest_singular_value(weights: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(np.linalg.eigvalsh(gram)[:, -1].clip(min=0)))
 
 
-def _terms(
-    weights: ChannelWeights, clean: CleanChannels, target_class: int | None
-) -> tuple[dict[str, FloatArray], dict[str, str]]:
+def _terms(weights: ChannelWeights, clean: CleanChannels) -> tuple[dict[str, FloatArray], dict[str, str]]:
     """Return a site's terms, and why the others are left out."""
     terms: dict[str, FloatArray] = {}
     reasons: dict[str, str] = {}
@@ -156,7 +142,7 @@ def _terms(
     else:
         reasons["weight"] = "no layer whose weights make these channels was found"
     if weights.consuming:
-        terms["outgoing"] = robust_z(_outgoing(weights, target_class))
+        terms["outgoing"] = robust_z(_log(np.sqrt(sum(np.square(w).sum(axis=(0, 2)) for w in weights.consuming))))
     else:
         reasons["outgoing"] = "no layer whose weights read these channels was found"
     heights = np.log(np.maximum(clean.mean_maximum, 0) + 1e-6)
@@ -166,13 +152,6 @@ def _terms(
     else:
         reasons["relation"] = "fewer than two channels vary on these inputs"
     return terms, reasons
-
-
-def _outgoing(weights: ChannelWeights, target_class: int | None) -> FloatArray:
-    if weights.head is not None and target_class is not None:
-        by_class = weights.head.sum(axis=2)
-        return np.asarray(by_class[target_class] - by_class.mean(axis=0))
-    return _log(np.sqrt(sum(np.square(w).sum(axis=(0, 2)) for w in weights.consuming)))
 
 
 def _log(values: FloatArray) -> FloatArray:

@@ -8,14 +8,16 @@ The cost follows the success, as there. We only use where the mask lies; MESA re
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from calibrate.gradients import backward
 from calibrate.inspection.victim import Pixels, Victim
 from guard.types import FloatArray, IntArray
 
-__all__ = ["expected_success", "locate"]
+__all__ = ["Location", "expected_success", "locate"]
 
 _LEARNING_RATE = 0.1
 _BETAS = (0.5, 0.9)
@@ -26,6 +28,19 @@ _WANTED = 0.9  # success above which the mask has to shrink
 _TINY = 1e-8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Location:
+    """Where a patch could reach the target class.
+
+    Args:
+        mask: (H, W) from 0 to 1.
+        stopped: Why the search ended early; empty where it did not.
+    """
+
+    mask: FloatArray
+    stopped: str
+
+
 def locate(
     victim: Victim,
     pixels: Pixels,
@@ -34,8 +49,8 @@ def locate(
     batch_size: int,
     rng: np.random.Generator,
     progress: Callable[[int, int], None],
-) -> FloatArray:
-    """Return (H, W) the mask, from 0 to 1; as it was before the first step whose loss is NaN or infinite.
+) -> Location:
+    """Look for the smallest mask; it stays as it was before the first step whose loss is NaN or infinite.
 
     Args:
         victim: What is to be fooled.
@@ -50,21 +65,22 @@ def locate(
     mask = torch.full((1, height, width), _START, device=victim.device, requires_grad=True)
     pattern = torch.zeros(channels, height, width, device=victim.device, requires_grad=True)
     optimizer = torch.optim.Adam([mask, pattern], lr=_LEARNING_RATE, betas=_BETAS)
-    cost = _COST
+    cost, stopped = _COST, ""
     for iteration in range(1, iterations + 1):
         images = victim.place(pixels.draw(batch_size, rng))
         opacity, painted = mask.sigmoid(), low + pattern.sigmoid() * (high - low)
         probability = victim.probabilities(images + opacity * (painted - images))
         loss = -(probability + _TINY).log().mean() + cost * opacity.sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        backward(loss)
         norm = torch.nn.utils.get_total_norm(p.grad for p in (mask, pattern) if p.grad is not None)
         if not torch.isfinite(loss + norm):
+            stopped = f"the loss of the place or its gradient was NaN or infinite at iteration {iteration}"
             break
         optimizer.step()
         cost *= _FACTOR if float(probability.detach().mean()) > _WANTED else 1 / _FACTOR
         progress(iteration, iterations)
-    return np.asarray(mask.detach().sigmoid()[0].cpu().numpy())
+    return Location(mask=np.asarray(mask.detach().sigmoid()[0].cpu().numpy()), stopped=stopped)
 
 
 def expected_success(mask: FloatArray, corners: IntArray, size: int) -> FloatArray:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calibrate.gradients import backward
 from calibrate.inspection.mesa_settings import MesaSettings
 from calibrate.inspection.mutual_information import MutualInformation, StatisticsNetwork
 from calibrate.inspection.trigger_families import TriggerKind, from_unit, put_on, trigger_shape
@@ -80,7 +81,7 @@ class _Trainer:
         success = self._success(images, values, chosen)
         loss = -success.mean() - self._settings.alpha * self._information.estimate(noise, values, other)
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        backward(loss)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self._generator.parameters() if p.grad is not None)
         if not torch.isfinite(loss + norm):
             return float("nan")

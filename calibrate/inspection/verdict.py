@@ -18,7 +18,7 @@ from calibrate.inspection.lint_finding import LintFinding
 from calibrate.inspection.mesa import MesaFindings
 from calibrate.inspection.suspicion import SuspicionFindings
 
-__all__ = ["GREY", "LEAD", "NO_EVIDENCE", "SUSPECTED", "Evidence", "MesaComparison", "Verdict", "judge", "weigh"]
+__all__ = ["GREY", "LEAD", "NO_EVIDENCE", "SUSPECTED", "Evidence", "Judgement", "MesaComparison", "judge", "weigh"]
 
 SUSPECTED, GREY, NO_EVIDENCE = "backdoor suspected", "grey: look closer", "no evidence found"
 
@@ -74,7 +74,7 @@ class MesaComparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Judgement:
     """What an inspection comes to.
 
     Args:
@@ -104,7 +104,7 @@ def weigh(
         yield _of_mesa(mesa)
 
 
-def judge(evidence: Iterable[Evidence]) -> Verdict:
+def judge(evidence: Iterable[Evidence]) -> Judgement:
     """Apply the rule of this module."""
     found = tuple(evidence)
     strong = [e for e in found if e.strength == "strong"]
@@ -113,7 +113,7 @@ def judge(evidence: Iterable[Evidence]) -> Verdict:
     agreed = [c for c in named if named.count(c) > 1]
     verdict = SUSPECTED if strong or agreed else GREY if weak else NO_EVIDENCE
     classes = [*(e.target_class for e in strong if e.target_class is not None), *agreed, *named]
-    return Verdict(verdict=verdict, suspected_target_class=next(iter(classes), None), evidence=found)
+    return Judgement(verdict=verdict, suspected_target_class=next(iter(classes), None), evidence=found)
 
 
 def _of_lint(findings: Sequence[LintFinding]) -> Evidence:

@@ -43,20 +43,12 @@ class Victim:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return (N,) the softmax probability of the target class on images (N, K, H, W)."""
-        inputs = images.movedim(1, self._channel_axis)
-        size = self._model.fixed_batch or len(inputs)
-        pieces = [self._run(inputs[start : start + size], size) for start in range(0, len(inputs), size)]
-        return torch.cat(pieces).softmax(dim=1)[:, self._target_class]
+        logits = self._model.rows(images.movedim(1, self._channel_axis), output=self._logits)
+        return logits.float().softmax(dim=1)[:, self._target_class]
 
     def place(self, values: FloatArray) -> Tensor:
         """Return values as float32 where the model is."""
         return torch.from_numpy(values.astype(np.float32)).to(self.device)
-
-    def _run(self, inputs: Tensor, size: int) -> Tensor:
-        """Run rows as a batch of this size: repeat the last row, and drop what the copies give."""
-        padding = inputs[-1:].expand(size - len(inputs), *inputs.shape[1:])
-        (logits,) = self._model(torch.cat([inputs, padding]), outputs=[self._logits])
-        return logits[: len(inputs)].float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ import onnx
 from onnx import inliner
 from torch import Tensor
 
+from calibrate.gradients import NoGradientError
 from calibrate.operators import OPERATORS, TORCH_TYPES, Node, find_obstacle, read_node, read_tensor
-from guard.errors import CalibrationError
 
 __all__ = ["declared_batch", "inline", "read_nodes", "read_weights"]
 
@@ -29,9 +29,8 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
         )
     except RuntimeError as error:
         names = ", ".join(op_type for _, op_type in unknown)
-        raise CalibrationError(
-            f"no gradient can be computed through {names}, which ONNX cannot write out by other operators in this form."
-            " Use a method that needs no gradient: --method sigma"
+        raise NoGradientError(
+            f"no gradient can be computed through {names}, which ONNX cannot write out by other operators in this form"
         ) from error
 
 
@@ -62,16 +61,13 @@ def read_nodes(model: onnx.ModelProto) -> list[Node]:
     """Return the nodes of the graph in order.
 
     Raises:
-        CalibrationError: Some cannot be run in torch.
+        NoGradientError: Some cannot be run in torch.
     """
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
     nodes = [read_node(proto, opsets) for proto in model.graph.node]
     obstacles = [obstacle for node in nodes if (obstacle := find_obstacle(node)) is not None]
     if obstacles:
-        raise CalibrationError(
-            f"no gradient can be computed through {'; '.join(obstacles)}. "
-            "Use a method that needs no gradient: --method sigma"
-        )
+        raise NoGradientError(f"no gradient can be computed through {'; '.join(obstacles)}")
     return nodes
 
 
@@ -79,16 +75,13 @@ def read_weights(initializers: Iterable[onnx.TensorProto]) -> dict[str, Tensor]:
     """Return the weights by name.
 
     Raises:
-        CalibrationError: One is of a type with which torch does not compute.
+        NoGradientError: One is of a type with which torch does not compute.
     """
     weights = {}
     for proto in initializers:
         if proto.data_type not in TORCH_TYPES:
             kind = onnx.TensorProto.DataType.Name(proto.data_type)
-            raise CalibrationError(
-                f"the weight '{proto.name}' is of type {kind}, with which torch does not compute. "
-                "Use a method that needs no gradient: --method sigma"
-            )
+            raise NoGradientError(f"the weight '{proto.name}' is of type {kind}, with which torch does not compute")
         weights[proto.name] = read_tensor(proto)
     return weights
 
