@@ -94,6 +94,7 @@ def _fit(model: Path, method: str, n: int, place: Path) -> None:
         model=classifier.model,
         logits=classifier.logits,
         sites=find_sites(classifier.model),
+        n_classes=classifier.n_classes,
         inputs=samples,
         labels=samples.labels,
         max_accuracy_drop=0.03,

@@ -66,8 +66,8 @@ def _time(model: Path, samples: Path, part: str) -> float:
         ))  # fmt: skip
     else:
         HUNDREDTHS[part](BoundsProblem(
-            model=classifier.model, logits=classifier.logits, sites=sites, inputs=inputs, labels=labels,
-            max_accuracy_drop=0.03, seed=0, progress=silent,
+            model=classifier.model, logits=classifier.logits, sites=sites, n_classes=classifier.n_classes,
+            inputs=inputs, labels=labels, max_accuracy_drop=0.03, seed=0, progress=silent,
         ))  # fmt: skip
     return time.perf_counter() - started
 

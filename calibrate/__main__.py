@@ -18,7 +18,7 @@ try:
     from calibrate.data import Preprocessing, Samples, load_samples
     from calibrate.estimation import TprEstimation
     from calibrate.evaluation import Evaluation
-    from calibrate.files import check_place_of, write_file, write_json
+    from calibrate.files import check_place_of, check_places_apart, write_file, write_json
     from calibrate.inspect_pipeline import InspectSettings, inspect_model
     from calibrate.inspection.inspection import Inspection
     from calibrate.inspection.report import evidence_rows, headline, left_rows, render_inspection
@@ -58,8 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    for flag in ("json", "report", "triggers"):
-        check_place_of(f"--{flag}", getattr(options, flag))
+    places = {f"--{flag}": getattr(options, flag) for flag in ("json", "report", "triggers")}
+    for flag, place in places.items():
+        check_place_of(flag, place)
+    check_places_apart(places)
     if options.triggers is not None and options.depth != "full":
         raise InputError("--triggers is for what MESA recovers, which takes --depth full")
     settings = InspectSettings(
@@ -71,6 +73,8 @@ def _inspect(options: argparse.Namespace) -> int:
     )
     with ProgressReport(sys.stderr) as progress:
         found = inspect_model(options.model, options.data, settings, progress)
+    for warning in found.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
     _write_inspection(found, options)
     print(headline(found))
     _print_rows(evidence_rows(found))
@@ -127,13 +131,13 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _print_estimation(estimation: TprEstimation | None, triggers: str | None) -> None:
-    if estimation is None or estimation.recovered is None:
+    if estimation is None:
         return
     if estimation.estimates:
         print(f"\nflagged, estimated on recovered triggers towards class {estimation.target_class}:")
         _print_rows(estimate_rows(estimation))
     if triggers is not None:
-        _write_triggers(triggers, estimation.recovered.kept)
+        _write_triggers(triggers, () if estimation.recovered is None else estimation.recovered.kept)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

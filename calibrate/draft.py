@@ -21,7 +21,7 @@ from guard.bundle import Bundle
 from guard.manifest import FORMAT_VERSION, Manifest
 from guard.types import FloatArray, Threshold
 
-__all__ = ["FitSettings", "draft_bundle", "versions"]
+__all__ = ["FitSettings", "described", "draft_bundle", "versions"]
 
 _SUM_TOLERANCE = 1e-3  # of float16 probabilities over many classes
 
@@ -74,11 +74,7 @@ def draft_bundle(
     is_probability = classifier.ends_in_softmax or _gives_probabilities(classifier, split.bounds, settings.device)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        model={
-            "name": classifier.name,
-            "sha256": hashlib.sha256(classifier.source).hexdigest(),
-            "n_bytes": len(classifier.source),
-        },
+        model=described(classifier),
         files={},
         inputs=classifier.inputs,
         output=classifier.output,
@@ -88,7 +84,7 @@ def draft_bundle(
         thresholds={"alert": no_cut, "correct": no_cut},
         preprocessing=asdict(settings.preprocessing),
         method={"name": bounds.method, "settings": dict(bounds.settings)},
-        sites=[_described(site, bounds) for site in sites if site.tensor in bounds.upper],
+        sites=[_described_site(site, bounds) for site in sites if site.tensor in bounds.upper],
         calibration=_parts(split, settings),
         versions=versions(),
         seed=settings.seed,
@@ -115,7 +111,7 @@ def _are_probabilities(outputs: FloatArray) -> bool:
     return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=_SUM_TOLERANCE))
 
 
-def _described(site: Site, bounds: ActivationBounds) -> Mapping[str, object]:
+def _described_site(site: Site, bounds: ActivationBounds) -> Mapping[str, object]:
     upper, lower = bounds.upper[site.tensor], bounds.lower.get(site.tensor)
     return {
         "tensor": site.tensor,
@@ -146,6 +142,15 @@ def _parts(split: CalibrationSplit, settings: FitSettings) -> Mapping[str, objec
         "labels": "given" if split.bounds.labels is not None else "predicted by the original",
         "max_accuracy_drop": settings.max_accuracy_drop,
         "rule": settings.rule,
+    }
+
+
+def described(classifier: Classifier) -> Mapping[str, object]:
+    """Return what tells this model from any other."""
+    return {
+        "name": classifier.name,
+        "sha256": hashlib.sha256(classifier.source).hexdigest(),
+        "n_bytes": len(classifier.source),
     }
 
 

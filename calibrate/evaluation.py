@@ -8,7 +8,12 @@ import numpy as np
 
 from guard.types import BoolArray, FloatArray, IntArray
 
-__all__ = ["Answered", "Evaluation", "accuracy_drop_limit", "auroc", "evaluate"]
+__all__ = ["CONFIDENCE", "Answered", "Evaluation", "accuracy_drop_limit", "auroc", "evaluate", "least_rows"]
+
+CONFIDENCE = 0.95
+"""With which bounds must cost no more accuracy than is allowed, one-sided."""
+
+_ADDED_ROWS = 2  # half a row to each of the four outcomes of a pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,14 +101,25 @@ def auroc(clean_scores: FloatArray, triggered_scores: FloatArray) -> float | Non
 def accuracy_drop_limit(original_right: BoolArray, bounded_right: BoolArray, *, confidence: float) -> float:
     """Return the upper confidence limit on the accuracy that bounding costs, from paired rows.
 
+    The adjusted Wald limit of Agresti and Min (Statistics in Medicine 24, 2005): half a row is added to each of the
+    four outcomes of a pair, so that rows which all answer alike still leave room, z / (n + 2). It is approximate; where
+    no row differs at all, the exact limit at 95 % is nearly twice as high.
+
     Args:
         original_right: (N,) rows that the original gets right.
         bounded_right: (N,) the same rows under bounds.
         confidence: One-sided, such as 0.95.
     """
     drops = original_right.astype(np.float64) - bounded_right
-    margin = NormalDist().inv_cdf(confidence) * drops.std() / math.sqrt(len(drops))
-    return float(drops.mean() + margin)
+    n = len(drops) + _ADDED_ROWS
+    mean = drops.sum() / n
+    variance = (np.square(drops).sum() + _ADDED_ROWS / 2) / n - mean**2
+    return float(mean + NormalDist().inv_cdf(confidence) * math.sqrt(variance / n))
+
+
+def least_rows(max_accuracy_drop: float, *, confidence: float = CONFIDENCE) -> int:
+    """Return how many rows it takes to show, where none of them differ, that no more accuracy is lost than this."""
+    return max(math.ceil(NormalDist().inv_cdf(confidence) / max_accuracy_drop) - _ADDED_ROWS, 1)
 
 
 def _attacked(triggered: Answered) -> BoolArray | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from guard.errors import InputError
 
-__all__ = ["check_place_of", "write_file", "write_json"]
+__all__ = ["check_place_of", "check_places_apart", "write_file", "write_json"]
 
 
 def check_place_of(flag: str, path: str | None, *, bundle: str | None = None) -> None:
@@ -31,6 +31,18 @@ def check_place_of(flag: str, path: str | None, *, bundle: str | None = None) ->
         raise InputError(f"{flag} is {path!r}, below {above}, which is no folder; choose another place")
     if bundle is not None and place.resolve().is_relative_to(Path(bundle).resolve()):
         raise InputError(f"{flag} is {path!r}, inside the bundle, which must hold nothing else; choose another place")
+
+
+def check_places_apart(places: Mapping[str, str | None]) -> None:
+    """Refuse one file, by flag, that would be written over another.
+
+    Raises:
+        InputError: Two flags name the same file.
+    """
+    flags: dict[Path, str] = {}
+    for flag, path in places.items():
+        if path is not None and (other := flags.setdefault(Path(path).resolve(), flag)) != flag:
+            raise InputError(f"{other} and {flag} both name {path!r}; one would overwrite the other: give two files")
 
 
 def write_json(flag: str, path: str, content: Mapping[str, object]) -> None:

@@ -1,24 +1,18 @@
 """What a fit refuses before its long work."""
 
-import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from calibrate.bounds import NEEDS, Method, Needs
-from calibrate.data import PARTS, Preprocessing, Samples, part_sizes
+from calibrate.data import Preprocessing
 from calibrate.differentiable import check_device
 from calibrate.draft import FitSettings
-from calibrate.forward import predict
-from calibrate.graph import Classifier
-from calibrate.inspection.mesa import LEAST_SAMPLES
-from calibrate.labels import N_COMPARED, check_agreement, check_several_classes
+from calibrate.labels import check_several_classes
 from calibrate.thresholds import RULES
-from guard.errors import CalibrationError, InputError
+from guard.errors import InputError
 from guard.scores import SCORES
-from guard.types import TensorSpec
+from guard.types import IntArray, TensorSpec
 
-__all__ = ["check_enough_to_estimate", "check_labels", "check_preprocessing", "check_settings"]
+__all__ = ["check_classes", "check_preprocessing", "check_settings"]
 
 _LEAST_RATE = 1e-6  # which takes a million samples
 
@@ -30,8 +24,8 @@ def check_settings(settings: FitSettings, methods: Mapping[str, Method]) -> None
         InputError: One of them is out of range, unknown, or goes with another that is not there.
     """
     _check_rates(settings)
-    if settings.seed < 0:
-        raise InputError(f"seed is {settings.seed}; it is a whole number from 0 up")
+    if not 0 <= settings.seed < 2**63:
+        raise InputError(f"seed is {settings.seed}; it is a whole number from 0 to below 2**63")
     if settings.target_class is not None and not settings.estimate_tpr:
         raise InputError("--target-class is for --estimate-tpr; give both, or neither")
     check_device(settings.device)
@@ -52,6 +46,11 @@ def _check_rates(settings: FitSettings) -> None:
         )
     if not 0 <= settings.max_accuracy_drop < 1:
         raise InputError(f"max_accuracy_drop is {settings.max_accuracy_drop:g}; it is a fraction, such as 0.03")
+    if settings.max_accuracy_drop == 0 and NEEDS.get(settings.method, Needs()).measured_share:
+        raise InputError(
+            "max_accuracy_drop is 0, which no number of samples can show with the confidence that --method"
+            f" {settings.method} asks for; allow more than 0, such as 0.03"
+        )
 
 
 def check_preprocessing(inputs: Sequence[TensorSpec], preprocessing: Preprocessing) -> None:
@@ -69,23 +68,9 @@ def check_preprocessing(inputs: Sequence[TensorSpec], preprocessing: Preprocessi
             )
 
 
-def check_labels(classifier: Classifier, samples: Samples, settings: FitSettings) -> None:
-    """Refuse labels of other classes than the model's, and of one class where the method needs several."""
-    if samples.labels is None:
-        return
-    compared = samples.take(np.arange(min(len(samples), N_COMPARED)))
-    predicted = predict(classifier.model, classifier.logits, compared, device=settings.device)
-    check_agreement(samples.labels[: len(compared)], predicted)
+def check_classes(labels: IntArray, settings: FitSettings) -> None:
+    """Refuse labels of the bounds set, given or predicted, of one class where the method needs several."""
     if NEEDS.get(settings.method, Needs()).several_classes:
-        check_several_classes(samples.labels, wanted_by=f"--method {settings.method}")
-
-
-def check_enough_to_estimate(n: int, settings: FitSettings) -> None:
-    """Refuse too few samples to recover triggers from, where that is asked for."""
-    if settings.estimate_tpr and part_sizes(n)[0] < LEAST_SAMPLES:
-        total = math.ceil(LEAST_SAMPLES / PARTS[0])
-        raise CalibrationError(
-            f"{n} samples are too few to estimate a true-positive rate: the bounds set, {PARTS[0]:.0%} of them, takes"
-            f" {LEAST_SAMPLES} to recover triggers from, so it takes {total} in all; give more clean samples or fit"
-            " without --estimate-tpr"
-        )
+        check_several_classes(labels, wanted_by=f"--method {settings.method}")
+    if settings.estimate_tpr:
+        check_several_classes(labels, wanted_by="--estimate-tpr")

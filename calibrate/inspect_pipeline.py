@@ -1,6 +1,5 @@
 """The steps of an inspection in order: lint, suspicion, BAN, MESA; as deep as asked for and as the data allow."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ import numpy as np
 
 from calibrate.data import Preprocessing, Samples, load_samples
 from calibrate.differentiable import check_device
-from calibrate.draft import versions
-from calibrate.forward import predict
+from calibrate.draft import described, versions
 from calibrate.graph import Classifier, find_sites, read_classifier
 from calibrate.inspection import ban_findings, mesa
 from calibrate.inspection.ban import BanFindings, detect_ban
@@ -23,7 +21,7 @@ from calibrate.inspection.mesa import MesaFindings, recover_triggers
 from calibrate.inspection.problem import InspectionProblem
 from calibrate.inspection.suspicion import SuspicionFindings, score_channels
 from calibrate.inspection.verdict import MesaComparison, judge, weigh
-from calibrate.labels import N_COMPARED, check_agreement
+from calibrate.labels import agreement_of, labels_or_predicted
 from calibrate.sites import Progress
 from guard.errors import CalibrationError
 
@@ -116,14 +114,14 @@ def inspect_model(
         seed=settings.seed,
         progress=progress,
     )
-    _check_labels(classifier, samples, settings)
+    agreement = agreement_of(classifier, samples, device=settings.device)
     left = dict(_left_by_data(samples, settings))
     problem = _problem(classifier, samples, settings, progress, left)
     suspicion = _take("suspicion", left, lambda: looks.suspicion(problem))
     ban = _take("ban", left, lambda: looks.ban(problem))
     triggers = _take("mesa", left, lambda: _compare(problem, lint, suspicion, ban, looks))
     return Inspection(
-        model=_described(classifier),
+        model=described(classifier),
         verdict=judge(weigh(lint, suspicion, ban, triggers)),
         lint=lint,
         suspicion=suspicion,
@@ -133,32 +131,21 @@ def inspect_model(
         depth=settings.depth,
         n_samples=len(samples),
         n_skipped=len(samples.skipped),
-        has_labels=samples.labels is not None,
+        label_agreement=agreement,
         versions=versions(),
         seed=settings.seed,
     )
 
 
-def _check_labels(classifier: Classifier, samples: Samples, settings: InspectSettings) -> None:
-    """Refuse labels of other classes than the model's."""
-    if samples.labels is None:
-        return
-    compared = samples.take(np.arange(min(len(samples), N_COMPARED)))
-    predicted = predict(classifier.model, classifier.logits, compared, device=settings.device)
-    check_agreement(samples.labels[: len(compared)], predicted)
-
-
 def _left_by_data(samples: Samples, settings: InspectSettings) -> Iterator[tuple[str, str]]:
     """Yield the looks that cannot be taken, or were not asked for, each with the reason."""
-    n, labels = len(samples), samples.labels
+    n = len(samples)
     for look in DEPTHS["full"]:
         deeper = next(depth for depth, looks in DEPTHS.items() if look in looks)
         if look not in DEPTHS[settings.depth]:
             yield look, f"not part of the depth {settings.depth}; ask for --depth {deeper}"
         elif n < LEAST_SAMPLES[look]:
             yield look, f"it takes {LEAST_SAMPLES[look]} clean samples and there are {n}; give more"
-        elif look != "suspicion" and labels is not None and len(np.unique(labels)) == 1:
-            yield look, f"all {n} clean samples are of class {labels[0]}; give samples of the other classes too"
 
 
 def _problem(
@@ -170,12 +157,11 @@ def _problem(
     except CalibrationError as error:
         sites = ()
         left.setdefault("suspicion", str(error))
-    labels = samples.labels
-    if labels is None:
-        stage = "labels by the model"
-        labels = predict(
-            classifier.model, classifier.logits, samples, progress=progress, stage=stage, device=settings.device
-        )
+    labels = labels_or_predicted(classifier, samples, progress=progress, device=settings.device)
+    if len(np.unique(labels)) == 1:
+        taken = "are" if samples.labels is not None else "are by the model's answers"
+        reason = f"all {len(labels)} clean samples {taken} of class {labels[0]}; give samples of the other classes too"
+        left |= {look: reason for look in ("ban", "mesa") if look not in left}
     return InspectionProblem(
         model=classifier.model,
         logits=classifier.logits,
@@ -186,6 +172,7 @@ def _problem(
         seed=settings.seed,
         progress=progress,
         device=settings.device,
+        layout=settings.preprocessing.layout,
     )
 
 
@@ -218,11 +205,3 @@ def _compare(
     others = [c for c in range(problem.n_classes) if c != suspected]
     control = int(np.random.default_rng((problem.seed, 3)).choice(others))
     return MesaComparison(suspected=looks.mesa(problem, suspected), control=looks.mesa(problem, control))
-
-
-def _described(classifier: Classifier) -> Mapping[str, object]:
-    return {
-        "name": classifier.name,
-        "sha256": hashlib.sha256(classifier.source).hexdigest(),
-        "n_bytes": len(classifier.source),
-    }

@@ -11,12 +11,13 @@ from calibrate.data import PARTS, CalibrationSplit, Samples, load_samples, split
 from calibrate.draft import FitSettings, draft_bundle
 from calibrate.estimation import Recover, TprEstimation, estimate_tpr, recover_for_estimate
 from calibrate.evaluation import Answered, Evaluation, evaluate
-from calibrate.fit_checks import check_enough_to_estimate, check_labels, check_preprocessing, check_settings
-from calibrate.forward import batches, predict, provider_of
+from calibrate.fit_checks import check_classes, check_preprocessing, check_settings
+from calibrate.forward import batches, provider_of
 from calibrate.gradients import NoGradientError
 from calibrate.graph import Classifier, read_classifier, survey_sites
 from calibrate.inspection.mesa import MesaFindings
 from calibrate.inspection.problem import InspectionProblem
+from calibrate.labels import agreement_of, labels_or_predicted
 from calibrate.report import Findings, render_report
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
 from calibrate.sufficiency import check_enough
@@ -69,7 +70,7 @@ def fit_bundle(
     samples = _load(data, classifier, settings, progress)
     split = split_samples(samples, fractions=PARTS, seed=settings.seed)
     problem = _problem(classifier, sites, split.bounds, settings, progress)
-    recovered = _recover(problem, classifier.n_classes, settings, recover)
+    recovered = _recover(problem, settings, recover)
     bounds = _learn(methods[settings.method], problem)
     draft = draft_bundle(classifier, sites, bounds, split, settings)
     thresholds, clean_scores = _fit_thresholds(draft, split, settings, progress)
@@ -127,8 +128,7 @@ def _load(data: str | Path, classifier: Classifier, settings: FitSettings, progr
         progress=progress,
     )
     check_enough(len(samples), settings)
-    check_enough_to_estimate(len(samples), settings)
-    check_labels(classifier, samples, settings)
+    agreement_of(classifier, samples, device=settings.device)  # refuses labels of other classes
     return samples
 
 
@@ -136,23 +136,17 @@ def _problem(
     classifier: Classifier, sites: Sequence[Site], samples: Samples, settings: FitSettings, progress: Progress
 ) -> BoundsProblem:
     """Return what a bounds method may look at; without labels the original's predictions stand in."""
-    labels = samples.labels
-    if labels is None:
-        labels = predict(
-            classifier.model,
-            classifier.logits,
-            samples,
-            progress=progress,
-            stage="predicting labels",
-            device=settings.device,
-        )
+    labels = labels_or_predicted(classifier, samples, progress=progress, device=settings.device)
+    check_classes(labels, settings)
     return BoundsProblem(
         model=classifier.model,
         logits=classifier.logits,
         sites=sites,
+        n_classes=classifier.n_classes,
         inputs=samples,
         labels=labels,
         max_accuracy_drop=settings.max_accuracy_drop,
+        layout=settings.preprocessing.layout,
         seed=settings.seed,
         progress=progress,
         device=settings.device,
@@ -167,13 +161,11 @@ def _learn(method: Method, problem: BoundsProblem) -> ActivationBounds:
         raise CalibrationError(f"{error}; use a method that needs no gradient: --method sigma") from error
 
 
-def _recover(problem: BoundsProblem, n_classes: int, settings: FitSettings, recover: Recover) -> MesaFindings | None:
+def _recover(problem: BoundsProblem, settings: FitSettings, recover: Recover) -> MesaFindings | None:
     """Recover triggers from the bounds set, before the long work that a refusal would waste."""
     if not settings.estimate_tpr:
         return None
-    shared = ("model", "logits", "sites", "inputs", "labels", "seed", "progress", "device")
-    values = {name: getattr(problem, name) for name in shared}
-    return recover(InspectionProblem(n_classes=n_classes, **values), settings.target_class)
+    return recover(InspectionProblem.of(problem), settings.target_class)
 
 
 def _estimate(

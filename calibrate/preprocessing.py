@@ -1,6 +1,7 @@
 """From pixels to what a model takes: scale, normalise, lay out, cast."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,9 +11,20 @@ from numpy.typing import NDArray
 from guard.errors import InputError
 from guard.types import TensorSpec
 
-__all__ = ["ImageShape", "Pixels", "Preprocessing", "image_shape", "lay_out", "preprocess"]
+__all__ = [
+    "ImageShape",
+    "Layout",
+    "Pixels",
+    "Preprocessing",
+    "image_shape",
+    "input_channel_axis",
+    "lay_out",
+    "preprocess",
+]
 
 Pixels = NDArray[np.uint8]
+Layout = Literal["nchw", "nhwc"]
+"""The order of the axes of images as a model takes them."""
 
 _DECODABLE_CHANNELS = (1, 3, 4)
 
@@ -44,7 +56,7 @@ class Preprocessing:
     scale: float = 255.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    layout: Literal["nchw", "nhwc"] = "nchw"
+    layout: Layout = "nchw"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be divided by."""
@@ -56,7 +68,7 @@ class Preprocessing:
             raise InputError(f"layout {self.layout!r} is unknown; use 'nchw' or 'nhwc'")
 
 
-def image_shape(spec: TensorSpec, layout: Literal["nchw", "nhwc"]) -> ImageShape:
+def image_shape(spec: TensorSpec, layout: Layout) -> ImageShape:
     """Read channels, height and width off a model's input.
 
     Raises:
@@ -75,6 +87,29 @@ def image_shape(spec: TensorSpec, layout: Literal["nchw", "nhwc"]) -> ImageShape
     return ImageShape(channels=channels, height=height, width=width)
 
 
+def input_channel_axis(shape: Sequence[int], layout: Layout) -> int | None:
+    """Return the axis of the channels of model-ready inputs; None where none is told from the others.
+
+    Model-ready arrays may lie the other way round than a layout that nobody gave: the last axis of images counts where
+    its size is that of decoded images and less than axis 1's.
+
+    Args:
+        shape: (N, ...) of the inputs.
+        layout: What the caller says of images.
+    """
+    match len(shape):
+        case 0 | 1:
+            return None
+        case 2:
+            return 1
+        case 3:
+            return 1 if shape[1] < shape[2] else 2 if shape[2] < shape[1] else None
+        case 4 if shape[3] in _DECODABLE_CHANNELS and shape[3] < shape[1]:
+            return 3
+        case _:
+            return 1 if layout == "nchw" else len(shape) - 1
+
+
 def preprocess(pixels: Pixels, preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return (pixel / scale - mean) / std, laid out for the model.
 
@@ -91,6 +126,6 @@ def preprocess(pixels: Pixels, preprocessing: Preprocessing, dtype: np.dtype[Any
     return lay_out(values, preprocessing.layout, dtype)
 
 
-def lay_out(values: NDArray[Any], layout: Literal["nchw", "nhwc"], dtype: np.dtype[Any]) -> NDArray[Any]:
+def lay_out(values: NDArray[Any], layout: Layout, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Bring (n, H, W, channels) into the model's layout and type."""
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if layout == "nchw" else values, dtype=dtype)

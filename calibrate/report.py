@@ -1,6 +1,7 @@
 """The report of a fit: one self-contained HTML page with two pictures. It draws and words; it computes nothing new."""
 
 import html
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ _SCORES_EXPLAINED = (
 
 
 _HALF = 0.5
+_SPREADS = 2  # standard deviations of chance in a measured accuracy drop
 _ESTIMATE_EXPLAINED = (
     "<p>The share of held-out inputs flagged among those that a recovered trigger takes to the class, with a 95 %"
     " interval. It holds for triggers of these kinds; the attacker's may be of another. In each row: triggers, where"
@@ -101,6 +103,7 @@ def warnings_of(manifest: Manifest, findings: Findings) -> Iterator[str]:
             " rates are names, not promises. Use the rank rule to serve."
         )
     yield from _label_warnings(manifest, held_out)
+    yield from _accuracy_warnings(manifest, held_out)
     if (stopped := manifest.method["settings"].get("stopped")) is not None:
         yield f"Learning the bounds stopped early: {stopped}. The last good ones were kept."
     if alert.value < _NOISE:
@@ -122,6 +125,21 @@ def _label_warnings(manifest: Manifest, held_out: Evaluation) -> Iterator[str]:
         )
     if manifest.calibration["labels"] != "given":
         yield "No labels were given: the original's own predictions stood in, and accuracies are agreement with them."
+
+
+def _accuracy_warnings(manifest: Manifest, held_out: Evaluation) -> Iterator[str]:
+    """Yield where bounding costs more accuracy than is allowed and chance explains, or was not kept from it."""
+    allowed, settings = manifest.calibration["max_accuracy_drop"], manifest.method["settings"]
+    before, after = held_out.original_clean_accuracy, held_out.bounded_clean_accuracy
+    if before is not None and after is not None:
+        drop = before - after
+        if drop > allowed + _SPREADS * math.sqrt(abs(drop) * (1 - abs(drop)) / held_out.n_clean):
+            yield (
+                f"The bounded model loses {drop:.1%} of accuracy on the held-out set, more than the {allowed:.1%} of"
+                " --max-accuracy-drop: use --method sigma, or more clean samples."
+            )
+    if settings.get("n_passed") == 0 and settings.get("step") != 0:
+        yield "No bounds passed validation while they were learned; the last ones were kept."
 
 
 def _left_out(manifest: Manifest, findings: Findings) -> Iterator[str]:

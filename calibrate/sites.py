@@ -6,6 +6,7 @@ from typing import Protocol
 
 import onnx
 
+from calibrate.preprocessing import Layout
 from guard.rows import each, n_rows
 from guard.types import FloatArray, Inputs, IntArray
 
@@ -89,20 +90,24 @@ class BoundsProblem:
         model: The original.
         logits: The name of the tensor (N, C) that holds the logits.
         sites: The activations to bound, in the order in which the graph computes them.
+        n_classes: C.
         inputs: The bounds set, model-ready, in random order.
         labels: (N,) classes of the bounds set; the original's own predictions where no labels were given.
         max_accuracy_drop: The clean accuracy that bounding may cost, a fraction.
         seed: For whatever the method draws at random.
         progress: Told how far the work is.
         device: Where gradients are computed, as torch names it.
+        layout: Of images among the inputs.
     """
 
     model: onnx.ModelProto
     logits: str
     sites: Sequence[Site]
+    n_classes: int
     inputs: Rows
     labels: IntArray
     max_accuracy_drop: float
     seed: int
     progress: Progress
     device: str = "cpu"
+    layout: Layout = "nchw"

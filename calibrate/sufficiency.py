@@ -1,12 +1,14 @@
 """Whether there are enough clean samples for what is asked, and what to ask for where there are not."""
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from calibrate.bounds import NEEDS, Needs
 from calibrate.data import PARTS, part_sizes
 from calibrate.draft import FitSettings
+from calibrate.inspection.mesa import LEAST_SAMPLES
 from calibrate.thresholds import RULES
 from guard.errors import CalibrationError
 
@@ -19,10 +21,10 @@ def check_enough(n: int, settings: FitSettings) -> None:
     """Refuse too few samples before the long work rather than after it.
 
     Raises:
-        CalibrationError: The method or the false-positive rate takes more than n samples. The message says how many
-            are missing, and how these can be used all the same where that is possible.
+        CalibrationError: The method, the false-positive rate or the estimate asked for takes more than n samples. The
+            message says how many are missing, and how these can be used all the same where that is possible.
     """
-    wanted = _Wanted.of(settings.method, settings.target_fpr, settings.rule)
+    wanted = _Wanted(settings=settings)
     total = wanted.total()
     if n >= total:
         return
@@ -35,32 +37,40 @@ def check_enough(n: int, settings: FitSettings) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """The least that is wanted of a method and a false-positive rate."""
+    """The least that is wanted of each part by a method, a false-positive rate and an estimate."""
 
-    method: str
-    n_bounds: int
-    target_fpr: float
-    n_threshold: int
+    settings: FitSettings
 
-    @classmethod
-    def of(cls, method: str, target_fpr: float, rule: str) -> "_Wanted":
-        in_threshold_set = RULES[rule].part == "threshold"
-        required = RULES[rule].required(target_fpr)
-        n_bounds = NEEDS.get(method, Needs()).n_samples
-        return cls(
-            method=method,
-            n_bounds=n_bounds if in_threshold_set else max(n_bounds, required),
-            target_fpr=target_fpr,
-            n_threshold=required if in_threshold_set else 1,
-        )
+    @property
+    def for_method(self) -> int:
+        return NEEDS.get(self.settings.method, Needs()).of_bounds_set(self.settings.max_accuracy_drop)
+
+    @property
+    def for_rate(self) -> int:
+        return RULES[self.settings.rule].required(self.settings.target_fpr)
+
+    @property
+    def for_estimate(self) -> int:
+        return LEAST_SAMPLES if self.settings.estimate_tpr else 0
+
+    @property
+    def rate_is_for_bounds_set(self) -> bool:
+        return RULES[self.settings.rule].part != "threshold"
+
+    @property
+    def least(self) -> tuple[int, int, int]:
+        """How many samples each part takes at least."""
+        in_bounds = self.for_rate if self.rate_is_for_bounds_set else 1
+        in_threshold = 1 if self.rate_is_for_bounds_set else self.for_rate
+        return max(self.for_method, self.for_estimate, in_bounds), in_threshold, 1
 
     def fits(self, n: int) -> bool:
-        n_bounds, n_threshold, n_held_out = part_sizes(n)
-        return n_bounds >= self.n_bounds and n_threshold >= self.n_threshold and n_held_out >= 1
+        return all(size >= least for size, least in zip(part_sizes(n), self.least, strict=True))
 
     def total(self) -> int:
         """Return the least n whose parts are large enough."""
-        n = max(int(self.n_bounds / PARTS[0]), int(self.n_threshold / PARTS[1])) - 2
+        n_bounds, n_threshold, _ = self.least
+        n = max(int(n_bounds / PARTS[0]), int(n_threshold / PARTS[1])) - 2
         while n < 1 or not self.fits(n):
             n += 1
         return n
@@ -69,31 +79,45 @@ class _Wanted:
         """Say what n samples are too few for."""
         n_bounds, n_threshold, _ = part_sizes(n)
         lacks = []
-        if n_threshold < self.n_threshold:
+        if n_threshold < self.least[1]:
             lacks.append(
-                f"a false-positive rate of {self.target_fpr:g} takes {self.n_threshold} in the threshold set,"
+                f"a false-positive rate of {self.settings.target_fpr:g} takes {self.for_rate} in the threshold set,"
                 f" {PARTS[1]:.0%} of them"
             )
-        if n_bounds < self.n_bounds:
-            lacks.append(f"--method {self.method} takes {self.n_bounds} in the bounds set, {PARTS[0]:.0%} of them")
+        lacks += [
+            f"{what} takes {needed} in the bounds set, {PARTS[0]:.0%} of them"
+            for what, needed in ((self._method(), self.for_method), ("--estimate-tpr", self.for_estimate))
+            if n_bounds < needed
+        ]
         return " and ".join(lacks) or "each of the three parts takes at least one"
+
+    def _method(self) -> str:
+        settings, needs = self.settings, NEEDS.get(self.settings.method, Needs())
+        drop = f" at --max-accuracy-drop {settings.max_accuracy_drop:g}" if needs.measured_share else ""
+        return f"--method {settings.method}{drop}"
 
 
 def _or_what(n: int, settings: FitSettings) -> str:
     """Say with which options n samples are enough, if with any; the method changes only where it must."""
     n_threshold = part_sizes(n)[1]
     lowest = _lowest_rate(n_threshold) if n_threshold else 1.0
-    for method in (settings.method, _FEW_SHOT):
-        for rate in (settings.target_fpr, lowest):
-            if _Wanted.of(method, rate, settings.rule).fits(n) and rate < 1:
-                return f", or use these with {' '.join(_options(method, rate, settings))}"
-    return f"; {_Wanted.of(_FEW_SHOT, 0.5, settings.rule).total()} are the least for any method"
+    estimates = dict.fromkeys((settings.estimate_tpr, False))
+    methods = dict.fromkeys((settings.method, _FEW_SHOT))
+    for estimate, method, rate in itertools.product(estimates, methods, (settings.target_fpr, lowest)):
+        changed = replace(settings, estimate_tpr=estimate, method=method, target_fpr=rate)
+        if rate < 1 and _Wanted(settings=changed).fits(n):
+            return f", or use these {' and '.join(_changes(changed, settings))}"
+    least = replace(settings, method=_FEW_SHOT, target_fpr=0.5, estimate_tpr=False)
+    return f"; {_Wanted(settings=least).total()} are the least for any method"
 
 
-def _options(method: str, rate: float, settings: FitSettings) -> list[str]:
+def _changes(changed: FitSettings, settings: FitSettings) -> list[str]:
+    rate = changed.target_fpr
     options = [f"--target-fpr {rate:g}"] if rate != settings.target_fpr else []
     options += [f"--correct-fpr {rate:g}"] if rate > settings.correct_fpr else []
-    return options + ([f"--method {method}"] if method != settings.method else [])
+    options += [f"--method {changed.method}"] if changed.method != settings.method else []
+    without = ["without --estimate-tpr"] if changed.estimate_tpr != settings.estimate_tpr else []
+    return ([f"with {' '.join(options)}"] if options else []) + without
 
 
 def _lowest_rate(n: int) -> float:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from calibrate.evaluation import Answered, accuracy_drop_limit, auroc, evaluate
+from calibrate.evaluation import Answered, accuracy_drop_limit, auroc, evaluate, least_rows
 
 KEYS = [
     *("n_clean", "n_triggered"),
@@ -128,10 +128,10 @@ def test_auroc_of_no_scores_is_none():
     assert auroc(np.array([1.0]), np.array([])) is None
 
 
-def test_the_drop_limit_is_the_mean_difference_plus_its_margin():
+def test_the_drop_limit_is_the_mean_difference_plus_its_margin_with_half_a_row_added_to_each_outcome():
     right = np.array([True] * 100)
     bounded = np.array([False] * 10 + [True] * 90)
-    expected = 0.1 + 1.6448536 * np.sqrt(0.1 * 0.9 / 100)
+    expected = 10 / 102 + 1.6448536 * np.sqrt((11 / 102 - (10 / 102) ** 2) / 102)
     assert accuracy_drop_limit(right, bounded, confidence=0.95) == pytest.approx(expected)
 
 
@@ -140,6 +140,15 @@ def test_rows_that_bounding_sets_right_count_against_those_it_breaks():
     assert accuracy_drop_limit(original, bounded, confidence=0.5) == pytest.approx(0)
 
 
-def test_the_drop_limit_of_equal_answers_is_exactly_nothing():
-    right = np.array([True, False, True])
-    assert accuracy_drop_limit(right, right, confidence=0.95) == 0
+@pytest.mark.parametrize("n", [15, 53, 1000])
+def test_equal_answers_leave_room_for_a_drop_that_shrinks_with_their_number(n):
+    right = np.arange(n) % 3 > 0
+    assert accuracy_drop_limit(right, right, confidence=0.95) == pytest.approx(1.6448536 / (n + 2))
+
+
+@given(st.floats(1e-4, 0.999))
+def test_the_least_rows_are_the_fewest_that_show_it(allowed):
+    n = least_rows(allowed, confidence=0.95)
+    same = np.ones(n, dtype=bool)
+    assert accuracy_drop_limit(same, same, confidence=0.95) <= allowed * (1 + 1e-9)
+    assert n == 1 or accuracy_drop_limit(same[1:], same[1:], confidence=0.95) > allowed * (1 - 1e-9)

@@ -22,8 +22,8 @@ PLAIN = FewShotSettings()
 def _problem(model, inputs, *, allowed=0.9):
     logits = model.graph.output[0].name
     return BoundsProblem(
-        model=model, logits=logits, sites=find_sites(model), inputs=inputs, labels=predict(model, logits, inputs),
-        max_accuracy_drop=allowed, seed=0, progress=lambda *_: None,
+        model=model, logits=logits, sites=find_sites(model), n_classes=10, inputs=inputs,
+        labels=predict(model, logits, inputs), max_accuracy_drop=allowed, seed=0, progress=lambda *_: None,
     )  # fmt: skip
 
 

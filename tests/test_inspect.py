@@ -134,6 +134,24 @@ def test_samples_of_one_class_leave_nothing_to_compare(digits, tmp_path):
     assert found.not_looked_at[0].reason.startswith(f"all {len(rows)} clean samples are of class 3")
 
 
+def test_predictions_of_one_class_leave_nothing_to_compare_either(digits, tmp_path):
+    nodes = [node("Relu", ["x"], ["h"]), node("Flatten", ["h"], ["f"]), node("Gemm", ["f", "w", "b"], ["y"])]
+    weights = {"w": np.zeros((64, 10)), "b": np.eye(10)[3]}
+    onnx.save(model_of(*nodes, x=("N", 1, 8, 8), y=("N", 10), weights=weights), tmp_path / "three.onnx")
+    found = look(tmp_path / "three.onnx", some(digits, tmp_path / "plain.npz", slice(60), labels=None))
+    reason = {left.look: left.reason for left in found.not_looked_at}["ban"]
+    assert reason.startswith("all 60 clean samples are by the model's answers of class 3")
+
+
+def test_labels_that_the_model_mostly_disagrees_with_are_told_before_the_verdict(digits, tmp_path, capfd):
+    with np.load(digits.clean) as arrays:
+        labels = np.where(np.arange(100) % 10 < 7, arrays["labels"][:100] + 1, arrays["labels"][:100]) % 10
+    data = some(digits, tmp_path / "mostly.npz", slice(100), labels=labels)
+    run(digits, "--depth", "quick", "--json", str(tmp_path / "found.json"), data=data)
+    assert "warning: The model agrees with only" in capfd.readouterr().err
+    assert json.loads((tmp_path / "found.json").read_text())["label_agreement"] < 0.4
+
+
 def test_labels_that_are_not_the_models_are_refused(digits, tmp_path, capfd):
     with np.load(digits.clean) as arrays:
         labels = (arrays["labels"][:100] + 1) % 10
@@ -233,6 +251,7 @@ def test_recovered_triggers_are_saved(digits, tmp_path, monkeypatch):
         (["--report", ""], "--report is ''"),
         (["--depth", "full", "--triggers", "."], "--triggers is '.'"),
         (["--triggers", "t.npz"], "--depth full"),
+        (["--json", "same.txt", "--report", "./same.txt"], "--json and --report both name './same.txt'"),
         (["--depth", "deepest"], "--depth"),
         (["--limit", "0"], "limit 0"),
     ],

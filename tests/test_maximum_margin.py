@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from calibrate.bounds.climbers import Climbers, Start, climb, renew_climbers, start_climbers
 from calibrate.bounds.maximum_margin import InputRange, ascend, ascend_by_sign, margins
+from calibrate.preprocessing import input_channel_axis
 
 HEAD = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 UNITS = torch.rand(20, 6, generator=torch.Generator().manual_seed(1))
@@ -86,6 +87,24 @@ def test_other_inputs_have_the_range_of_each_channel(shape, axes):
     np.testing.assert_array_equal(within.greatest, inputs.max(axis=axes, keepdims=True))
 
 
+@pytest.mark.parametrize(
+    ("shape", "layout", "axis"),
+    [
+        ((9, 64, 8, 8), "nchw", 1),
+        ((9, 8, 8, 3), "nchw", 3),
+        ((9, 8, 8, 64), "nhwc", 3),
+        ((9, 28, 28), "nchw", None),
+        ((9, 6, 128), "nchw", 1),
+        ((9, 4, 5, 6, 7), "nchw", 1),
+        ((9, 5), "nhwc", 1),
+    ],
+)
+def test_the_channels_are_where_the_layout_or_the_size_says(shape, layout, axis):
+    assert input_channel_axis(shape, layout) == axis
+    inputs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    assert InputRange.of(inputs, "cpu", layout=layout).least.numel() == (1 if axis is None else shape[axis])
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_inputs_come_back_from_their_units_in_the_models_type(dtype):
     inputs = np.random.default_rng(0).normal(size=(9, 3, 4, 4)).astype(dtype)
@@ -113,10 +132,21 @@ def test_half_of_the_climbers_start_from_clean_inputs():
 def test_the_quarter_that_has_climbed_longest_is_renewed():
     start = _start()
     old = start_climbers(start, 8)
-    new = renew_climbers(start, old)
+    new = renew_climbers(start, old, 8)
     torch.testing.assert_close(new.units[:6], old.units[2:], rtol=0, atol=0)
     torch.testing.assert_close(new.classes[:6], old.classes[2:], rtol=0, atol=0)
     assert new.units.shape == old.units.shape
+
+
+def test_climbers_whose_gradient_is_no_number_are_dropped_and_made_up_for():
+    def rooted(inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs - 0.2).sqrt() @ HEAD
+
+    climbed = climb(rooted, Climbers(units=UNITS, classes=CLASSES), _unit_cube(), steps=1, step=1e-4)
+    is_number = (UNITS > 0.2).all(1)
+    assert 0 < len(climbed.units) == is_number.sum()
+    torch.testing.assert_close(climbed.classes, CLASSES[is_number], rtol=0, atol=0)
+    assert len(renew_climbers(_start(), climbed, 20).units) == 20
 
 
 def test_a_crowd_climbs_as_each_of_it_does_alone():

@@ -1,15 +1,19 @@
 """Our form of MMAC: what it keeps, what it promises of the bounds, and where it says no."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from calibrate_runs import save_data
 from digits import fit
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnx import helper, numpy_helper
 from torch import nn
 from unit_problems import problem_of, two_classes, with_fixed_batch
 
@@ -89,7 +93,7 @@ def _channels(values: np.ndarray) -> dict[str, Moments]:
 )
 def test_bounds_stay_between_the_mean_and_their_start_however_far_descent_goes(values, ts):
     start = ActivationBounds(method="start", settings={}, upper={"a": values.max((0, 2), keepdims=True)})
-    bounds = ScaledBounds.of(start, _channels(values), device="cpu")
+    bounds = ScaledBounds.at(start, _channels(values), device="cpu")
     with torch.no_grad():
         bounds.parameters[0].copy_(torch.tensor(ts).reshape(1, 2, 1))
     bounds.hold()
@@ -102,7 +106,7 @@ def test_bounds_stay_between_the_mean_and_their_start_however_far_descent_goes(v
 def test_bounds_start_where_they_are_told_on_both_sides():
     values = np.random.default_rng(0).normal(size=(50, 3, 8))
     sides = {"upper": {"a": np.full((1, 3, 1), 1.5)}, "lower": {"a": np.full((1, 3, 1), -0.5)}}
-    bounds = ScaledBounds.of(ActivationBounds(method="start", settings={}, **sides), _channels(values), device="cpu")
+    bounds = ScaledBounds.at(ActivationBounds(method="start", settings={}, **sides), _channels(values), device="cpu")
     np.testing.assert_allclose(bounds.upper["a"].detach(), sides["upper"]["a"], rtol=1e-5)
     np.testing.assert_allclose(bounds.lower["a"].detach(), sides["lower"]["a"], rtol=1e-5)
 
@@ -122,6 +126,20 @@ def test_a_channel_that_never_moves_is_bounded_where_it_stays():
     assert _fit(replace(problem, inputs=inputs)).upper["a"][0, 1] == pytest.approx(2.0)
 
 
+def test_a_channel_that_is_constant_on_the_fitting_part_alone_starts_at_its_bound_from_sigma():
+    start = ActivationBounds(method="start", settings={}, upper={"a": np.array([[[5.0], [2.0]]])})
+    values = np.stack([np.full((4, 3), 2.0), np.full((4, 3), 2.0)], axis=1)
+    bounds = ScaledBounds.at(start, _channels(values), device="cpu")
+    np.testing.assert_allclose(bounds.upper["a"].detach(), start.upper["a"])
+
+
+def test_where_no_step_passes_the_bounds_are_those_of_sigma_to_the_last_bit():
+    problem = two_classes()
+    bounds = _fit(problem, learning_rate=30.0, validation_fraction=0.5)
+    assert (bounds.settings["n_passed"], bounds.settings["step"]) == (0, 0)
+    assert _same(bounds, fit_sigma(problem))
+
+
 def test_the_bounds_follow_the_scale_of_the_activations():
     small = _loose()
     large = replace(small, inputs=small.inputs * 128)
@@ -139,11 +157,11 @@ def test_a_fixed_batch_gives_the_bounds_of_a_free_one():
     np.testing.assert_allclose(found, expected, rtol=1e-2)
 
 
-@pytest.mark.parametrize(("allowed", "costs"), [(1.0, 0.4), (0.0, 0.2)])
+@pytest.mark.parametrize(("allowed", "costs"), [(1.0, 0.4), (0.03, 0.2)])
 def test_the_cost_is_capped_and_falls_where_accuracy_is_lost(allowed, costs):
     settings = _fit(two_classes(max_accuracy_drop=allowed), initial_cost=0.2, max_cost=0.4, steps=100).settings
     assert settings["final_cost"] <= 0.4
-    if allowed:
+    if allowed == 1:
         assert settings["final_cost"] == pytest.approx(costs)
 
 
@@ -168,8 +186,8 @@ def test_bounds_that_keep_no_accuracy_are_refused():
 
 
 def test_too_few_samples_for_validation_are_refused():
-    with pytest.raises(CalibrationError, match="4 samples leave none for validation"):
-        _fit(two_classes(n=4))
+    with pytest.raises(CalibrationError, match="2 samples leave none for validation"):
+        _fit(two_classes(n=2))
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -203,6 +221,28 @@ def test_a_loss_that_is_no_number_ends_the_descent_with_the_last_good_bounds():
     np.testing.assert_allclose(bounds.upper["a"], fit_sigma(problem).upper["a"], rtol=1e-5)
 
 
+def _with_root(problem: BoundsProblem, shift: float) -> BoundsProblem:
+    """Return the problem with logits of x -> sqrt(x - shift), which is no number below the shift."""
+    model = onnx.ModelProto()
+    model.CopyFrom(problem.model)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(shift, dtype=np.float32), "shift"))
+    model.graph.node[0].input[0] = "rooted"
+    model.graph.node.insert(0, helper.make_node("Sub", ["x", "shift"], ["shifted"]))
+    model.graph.node.insert(1, helper.make_node("Sqrt", ["shifted"], ["rooted"]))
+    return replace(problem, model=model)
+
+
+def test_where_the_model_makes_nothing_of_synthetic_inputs_the_bounds_are_those_of_sigma():
+    rng = np.random.default_rng(0)
+    problem = replace(_loose(), inputs=rng.uniform(0.6, 1, size=(80, 2, 3, 3)).astype(np.float32))
+    problem = _with_root(problem, shift=0.5)  # no number for inputs from 0 to .5, which are in range but not clean
+    bounds = _fit(problem)
+    assert (bounds.settings["reach"], bounds.settings["step"]) == (None, 0)
+    assert bounds.settings["stopped"] == "the loss was nan at step 1"
+    assert _same(bounds, fit_sigma(problem))
+    json.dumps(dict(bounds.settings), allow_nan=False)
+
+
 def test_a_run_needs_a_check():
     with pytest.raises(ValueError, match="steps is 5; expected at least one check, 10"):
         MmacSettings(steps=5)
@@ -213,7 +253,9 @@ def test_a_gelu_network_is_bounded_on_both_sides(digits, tmp_path):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 10)).eval()
     model = digits.export_to(tmp_path / "gelu.onnx", network)
-    guard = Guard.load(fit(model, digits.clean, tmp_path / "bundle", method="mmac", max_accuracy_drop=0.9))
+    with np.load(digits.clean) as arrays:  # an untrained network knows nothing of the labels
+        data = save_data(tmp_path / "plain.npz", inputs=arrays["inputs"])
+    guard = Guard.load(fit(model, data, tmp_path / "bundle", method="mmac", max_accuracy_drop=0.9))
     (site,) = guard.manifest.sites
     assert (site["n_bounds"], site["n_lower_bounds"]) == (16, 16)
     assert site["least_lower_bound"] < 0

@@ -13,7 +13,7 @@ from calibrate.report import Findings, render_report, warnings_of
 from guard.bundle import REPORT
 
 N = 100
-CALIBRATION = {"labels": "given", "rule": "rank"}
+CALIBRATION = {"labels": "given", "rule": "rank", "max_accuracy_drop": 0.03}
 
 
 def _findings(*, n_flagged: int = 1, upper=None, scores=None, skipped=()) -> Findings:
@@ -123,8 +123,23 @@ def test_more_false_alarms_than_chance_allows_are_warned_of():
     assert warning.startswith("10 of 100 held-out clean inputs were flagged")
 
 
+@pytest.mark.parametrize(("n_lost", "is_told"), [(0, False), (5, False), (12, True)])
+def test_bounds_that_cost_more_accuracy_than_is_allowed_are_warned_of(n_lost, is_told):
+    found = _findings()
+    found = replace(found, held_out=replace(found.held_out, bounded_clean_accuracy=1 - n_lost / N))
+    told = [w for w in warnings_of(_manifest(), found) if "of accuracy on the held-out set, more than the 3.0%" in w]
+    assert len(told) == is_told
+
+
+def test_bounds_of_which_none_passed_are_warned_of():
+    by_none = {"name": "unit-published", "settings": {"n_passed": 0, "step": 300}}
+    assert "No bounds passed validation" in "".join(warnings_of(_manifest(method=by_none), _findings()))
+    of_sigma = {"name": "mmac", "settings": {"n_passed": 0, "step": 0}}
+    assert "No bounds passed validation" not in "".join(warnings_of(_manifest(method=of_sigma), _findings()))
+
+
 def test_missing_labels_and_skipped_images_are_warned_of():
-    unlabelled = replace(manifest(), calibration={"labels": "predicted by the original", "rule": "rank"})
+    unlabelled = replace(manifest(), calibration={**CALIBRATION, "labels": "predicted by the original"})
     labels, images = warnings_of(unlabelled, _findings(skipped=["a.png", "b.png"]))
     assert labels.startswith("No labels were given")
     assert images.startswith("2 images could not be read and were skipped, such as a.png")

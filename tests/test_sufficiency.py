@@ -50,9 +50,27 @@ def test_the_rate_advised_is_the_lowest_to_two_digits_that_can_be_promised(n):
 
 
 def test_the_method_is_changed_only_where_it_must_be():
-    assert "--method few-shot" not in _message(100)
+    assert "--method few-shot" not in _message(100, max_accuracy_drop=0.1)
     assert _message(40, target_fpr=0.05, correct_fpr=0.1).endswith("use these with --method few-shot")
-    assert "--method sigma takes 15 in the bounds set" in _message(40, target_fpr=0.05)
+    assert "--method sigma at --max-accuracy-drop 0.03 takes 53 in the bounds set" in _message(40, target_fpr=0.05)
+
+
+def test_a_drop_that_is_to_be_shown_smaller_takes_more_samples():
+    assert "takes 327 in the bounds set" in _message(900, max_accuracy_drop=0.005)
+    check_enough(180, FitSettings(preprocessing=Preprocessing()))
+
+
+def test_samples_too_few_to_estimate_from_are_enough_without_the_estimate():
+    message = _message(1664, estimate_tpr=True)
+    assert "--estimate-tpr takes 500 in the bounds set, 30% of them, so it takes 1665 in all and 1 are" in message
+    assert message.endswith("or use these without --estimate-tpr")
+    check_enough(1665, FitSettings(preprocessing=Preprocessing(), estimate_tpr=True))
+
+
+def test_too_few_for_both_are_told_both():
+    assert _message(100, estimate_tpr=True, max_accuracy_drop=0.1).endswith(
+        "use these with --target-fpr 0.018 and without --estimate-tpr"
+    )
 
 
 def test_the_correction_rate_is_advised_only_where_it_would_be_too_low():

@@ -45,6 +45,7 @@ def _problem(model, inputs, *, allowed=0.5):
         model=model,
         logits=model.graph.output[0].name,
         sites=find_sites(model),
+        n_classes=3,
         inputs=inputs,
         labels=predict(model, model.graph.output[0].name, inputs),
         max_accuracy_drop=allowed,

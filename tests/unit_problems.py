@@ -44,6 +44,7 @@ def problem_of(inputs: np.ndarray, labels: np.ndarray, head: np.ndarray, **chang
     fields = {
         "model": _classifier(shape, head),
         "logits": "logits",
+        "n_classes": head.shape[1],
         "sites": (Site(tensor="a", function="Relu", shape=(None, *shape), channel_axis=1),),
         "inputs": inputs.astype(np.float32),
         "labels": labels.astype(np.int64),

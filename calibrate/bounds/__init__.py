@@ -1,5 +1,6 @@
 """Ways to learn activation bounds, one file each; every one maps a BoundsProblem to ActivationBounds."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -8,8 +9,9 @@ from calibrate.bounds.few_shot import fit_few_shot
 from calibrate.bounds.mmac import fit_mmac
 from calibrate.bounds.mmac_published import fit_mmac_published
 from calibrate.bounds.sigma import fit_sigma
-from calibrate.bounds.unit import fit_unit
+from calibrate.bounds.unit import UnitSettings, fit_unit
 from calibrate.bounds.unit_published import fit_unit_published
+from calibrate.evaluation import least_rows
 from calibrate.sites import ActivationBounds, BoundsProblem
 
 __all__ = ["METHODS", "NEEDS", "Method", "Needs"]
@@ -33,19 +35,28 @@ class Needs:
 
     Args:
         n_samples: The smallest sensible number.
+        measured_share: The share of them on which it has to be shown that bounds cost no more accuracy than allowed; 0
+            where a method asks for no confidence in that.
         several_classes: Whether samples of one class alone would teach it wrong.
     """
 
     n_samples: int = 1
+    measured_share: float = 0.0
     several_classes: bool = False
+
+    def of_bounds_set(self, max_accuracy_drop: float) -> int:
+        """Return the least number of samples with which the method can succeed where so much accuracy may be lost."""
+        if not self.measured_share:
+            return self.n_samples
+        return max(self.n_samples, math.ceil(least_rows(max_accuracy_drop) / self.measured_share))
 
 
 NEEDS: Mapping[str, Needs] = MappingProxyType({
     "few-shot": Needs(n_samples=2),
-    "mmac": Needs(n_samples=30, several_classes=True),
+    "mmac": Needs(n_samples=30, measured_share=1.0, several_classes=True),  # it starts at the bounds of sigma
     "mmac-published": Needs(n_samples=30, several_classes=True),
-    "sigma": Needs(n_samples=15),  # of 50 in all
-    "unit": Needs(n_samples=30, several_classes=True),
+    "sigma": Needs(n_samples=15, measured_share=1.0),
+    "unit": Needs(n_samples=30, measured_share=UnitSettings().validation_fraction, several_classes=True),
     "unit-published": Needs(n_samples=30, several_classes=True),
 })  # fmt: skip
 """By method."""

@@ -51,10 +51,13 @@ def start_climbers(start: Start, n: int) -> Climbers:
     return Climbers(units=torch.cat([noise, start.within.units_of(clean)]), classes=classes)
 
 
-def renew_climbers(start: Start, climbers: Climbers) -> Climbers:
-    """Replace the quarter that has climbed longest, so that other starts and other classes have their turn."""
-    fresh = start_climbers(start, len(climbers.units) // 4)
-    kept = slice(len(fresh.units), None)
+def renew_climbers(start: Start, climbers: Climbers, n: int) -> Climbers:
+    """Replace the quarter of n that has climbed longest, so that other starts and classes have their turn, and fill up.
+
+    Fewer than n are there where some were dropped.
+    """
+    kept = slice(n // 4, None)
+    fresh = start_climbers(start, n - len(climbers.units[kept]))
     return Climbers(
         units=torch.cat([climbers.units[kept], fresh.units]),
         classes=torch.cat([climbers.classes[kept], fresh.classes]),
@@ -62,10 +65,15 @@ def renew_climbers(start: Start, climbers: Climbers) -> Climbers:
 
 
 def climb(logits: Logits, climbers: Climbers, within: InputRange, *, steps: int, step: float) -> Climbers:
-    """Take steps of one length along each coordinate, to a larger margin."""
+    """Take steps of one length along each coordinate, to a larger margin; drop those whose gradient is not finite."""
+    if not len(climbers.units):
+        return climbers
     parts = zip(torch.split(climbers.units, _AT_A_TIME), torch.split(climbers.classes, _AT_A_TIME), strict=True)
-    units = [ascend_by_sign(logits, part, classes, within, steps=steps, step=step) for part, classes in parts]
-    return Climbers(units=torch.cat(units), classes=climbers.classes)
+    units = torch.cat(
+        [ascend_by_sign(logits, part, classes, within, steps=steps, step=step) for part, classes in parts]
+    )
+    is_number = units.isfinite().flatten(1).all(1)
+    return Climbers(units=units[is_number], classes=climbers.classes[is_number])
 
 
 def _rows(n: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calibrate.differentiable import Change, DifferentiableModel, Precision, Tensors
+from calibrate.gradients import backward
 from calibrate.sites import Site
 from guard.rows import each
 from guard.types import BoolArray, Inputs, IntArray
 
-__all__ = ["ClippedClassifier", "LabelledInputs", "clip_at"]
+__all__ = ["ClippedClassifier", "LabelledInputs", "clip_at", "endless_batches"]
 
 _NO_BOUNDS: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -42,6 +43,12 @@ class LabelledInputs:
 
 def _rows(inputs: Tensors, start: int, size: int) -> Tensors:
     return each(lambda tensor: tensor[start : start + size], inputs)
+
+
+def endless_batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield row numbers below n, so many at a time and each once before any comes again."""
+    while True:
+        yield from torch.split(torch.randperm(n, generator=generator), size)
 
 
 def clip_at(upper: Tensor, lower: Tensor | None = None) -> Change:
@@ -95,7 +102,7 @@ class ClippedClassifier:
         for inputs, labels in data.batches(self._batch_size):
             logits = self.logits(inputs, {site: p.relu() for site, p in parameters.items()})
             loss = F.cross_entropy(logits, labels.to(self.device), reduction="sum") / len(data)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            backward(loss)
             total += loss.item()
         return total
 

@@ -85,18 +85,7 @@ def kappas(scores: FloatArray, settings: FewShotSettings) -> FloatArray:
 
 
 def _scores(problem: BoundsProblem) -> Mapping[str, FloatArray]:
-    inspected = InspectionProblem(
-        model=problem.model,
-        logits=problem.logits,
-        sites=problem.sites,
-        n_classes=int(problem.labels.max()) + 1,
-        inputs=problem.inputs,
-        labels=problem.labels,
-        seed=problem.seed,
-        progress=problem.progress,
-        device=problem.device,
-    )
-    return score_channels(inspected).scores
+    return score_channels(InspectionProblem.of(problem)).scores
 
 
 def _extremes(problem: BoundsProblem) -> Mapping[str, _Extremes]:

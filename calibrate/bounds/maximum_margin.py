@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calibrate.gradients import gradient
+from calibrate.preprocessing import Layout, input_channel_axis
 from calibrate.sites import BoundsProblem
 from guard.errors import CalibrationError
 from guard.types import FloatArray
@@ -28,9 +30,9 @@ class InputRange:
     greatest: Tensor
 
     @classmethod
-    def of(cls, inputs: FloatArray, device: str) -> "InputRange":
-        """Return [0, 1] for inputs (N, ...) that lie in it, else what each channel, the shortest axis, spans."""
-        channel = 1 + int(np.argmin(inputs.shape[1:]))
+    def of(cls, inputs: FloatArray, device: str, *, layout: Layout = "nchw") -> "InputRange":
+        """Return [0, 1] for inputs (N, ...) that lie in it, else what each channel spans."""
+        channel = input_channel_axis(inputs.shape, layout)
         others = tuple(axis for axis in range(inputs.ndim) if axis != channel)
         least, greatest = (edge(inputs, axis=others, keepdims=True) for edge in (np.min, np.max))
         if least.min() >= 0 and greatest.max() <= 1:
@@ -85,13 +87,17 @@ def ascend(
 def ascend_by_sign(
     logits: Logits, units: Tensor, classes: Tensor, within: InputRange, *, steps: int, step: float
 ) -> Tensor:
-    """Climb by steps of one length along each coordinate, whatever the scale of the logits; return units in [0, 1]."""
+    """Climb by steps of one length along each coordinate, whatever the scale of the logits; return units in [0, 1].
+
+    A coordinate whose gradient is not finite becomes NaN.
+    """
     for _ in range(steps):
-        units = (units + step * _gradient(logits, units, classes, within).sign()).clamp(0, 1)
+        slope = _gradient(logits, units, classes, within)
+        units = (units + step * slope.sign().where(slope.isfinite(), torch.nan)).clamp(0, 1)
     return units
 
 
 def _gradient(logits: Logits, units: Tensor, classes: Tensor, within: InputRange) -> Tensor:
     units = units.detach().requires_grad_()
     total = margins(logits(within.inputs_of(units)), classes).sum()
-    return torch.autograd.grad(total, units)[0]
+    return gradient(total, units)

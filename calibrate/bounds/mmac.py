@@ -13,17 +13,19 @@ under which the synthetic inputs reach least.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from calibrate.bounds.climbers import Climbers, climb, renew_climbers, start_climbers
+from calibrate.bounds.clipped_classifier import endless_batches
 from calibrate.bounds.maximum_margin import margins
 from calibrate.bounds.mmac_settings import MmacSettings
 from calibrate.bounds.mmac_task import MmacTask, prepare
 from calibrate.bounds.scaled_bounds import ScaledBounds
+from calibrate.gradients import backward
 from calibrate.sites import ActivationBounds, BoundsProblem
 from guard.types import FloatArray
 
@@ -73,8 +75,8 @@ def fit_mmac(problem: BoundsProblem, *, settings: MmacSettings | None = None) ->
         "n_fitting": len(task.original),
         "n_validation": len(task.validation),
         "step": kept.step,
-        "reach": kept.reach,
-        "first_reach": outcome.first_reach,
+        "reach": _finite(kept.reach),
+        "first_reach": _finite(outcome.first_reach),
         "n_passed": outcome.n_passed,
         "final_cost": outcome.final_cost,
         "stopped": outcome.stopped,
@@ -85,9 +87,9 @@ def fit_mmac(problem: BoundsProblem, *, settings: MmacSettings | None = None) ->
 def _descend(task: MmacTask, bounds: ScaledBounds) -> _Outcome:
     settings = task.settings
     optimizer = torch.optim.Adam(bounds.parameters, lr=settings.learning_rate)
-    batches = _endless_batches(task)
+    batches = endless_batches(len(task.original), settings.batch_size, task.start.generator)
     climbers = _first_climb(task, bounds)
-    first = _check(task, bounds, climbers, step=0)
+    first = replace(_check(task, bounds, climbers, step=0), upper=task.sigma.upper, lower=task.sigma.lower)
     best, cost, n_passed, stopped = first, settings.initial_cost, 0, None
     for step in range(1, settings.steps + 1):
         loss = _step(task, bounds, optimizer, next(batches), climbers, cost)
@@ -97,7 +99,9 @@ def _descend(task: MmacTask, bounds: ScaledBounds) -> _Outcome:
         task.progress("mmac", step, settings.steps)
         if step % settings.check_every:
             continue
-        climbers = _climb(task, bounds, renew_climbers(task.start, climbers), settings.ascent_steps)
+        climbers = _climb(
+            task, bounds, renew_climbers(task.start, climbers, settings.n_synthetic), settings.ascent_steps
+        )
         candidate = _check(task, bounds, climbers, step=step)
         passed = task.admits(candidate.accuracy)
         n_passed += passed
@@ -120,12 +124,15 @@ def _step(
 ) -> float:
     """Update the bounds on a batch of clean and of synthetic inputs; return the loss before."""
     optimizer.zero_grad()
+    rows = rows.to(task.original.device)
     logits = task.classifier.logits(task.start.clean[rows], bounds.upper, bounds.lower)
     error = (logits - task.original[rows]).square().mean() / task.variance
-    error.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    backward(error)
+    if not len(climbers.units):
+        return math.inf
     drawn = climbers.drawn(task.settings.synthetic_batch_size, task.start.generator)
     penalty = cost * _reach(task, bounds, drawn)
-    penalty.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    backward(penalty)
     optimizer.step()
     bounds.hold()
     return error.item() + penalty.item()
@@ -133,16 +140,20 @@ def _step(
 
 def _reach(task: MmacTask, bounds: ScaledBounds, climbers: Climbers) -> Tensor:
     """Return how far the margins of synthetic inputs under g exceed a clean one, in clean margins, on average."""
+    if not len(climbers.units):  # none whose margin has a finite gradient
+        return torch.tensor(torch.inf)
     logits = task.classifier.logits(task.start.within.inputs_of(climbers.units), bounds.upper, bounds.lower)
-    return (margins(logits, climbers.classes) / task.clean_margin - 1).relu().mean()
+    reached = margins(logits, climbers.classes)
+    return (reached[reached.isfinite()] / task.clean_margin - 1).relu().mean()
 
 
 @torch.no_grad()
 def _check(task: MmacTask, bounds: ScaledBounds, climbers: Climbers, *, step: int) -> _Candidate:
     upper, lower = bounds.upper, bounds.lower
+    reach = float(_reach(task, bounds, climbers))
     return _Candidate(
         step=step,
-        reach=float(_reach(task, bounds, climbers)),
+        reach=reach if math.isfinite(reach) else math.inf,
         accuracy=task.classifier.accuracy(task.validation, upper, lower),
         upper={site: bound.cpu().numpy() for site, bound in upper.items()},
         lower={site: bound.cpu().numpy() for site, bound in lower.items()},
@@ -167,8 +178,5 @@ def _climb(task: MmacTask, bounds: ScaledBounds, climbers: Climbers, steps: int)
     return climb(logits, climbers, task.start.within, steps=steps, step=task.settings.ascent_step)
 
 
-def _endless_batches(task: MmacTask) -> Iterator[Tensor]:
-    """Yield the rows of batches, pass after pass in another order."""
-    while True:
-        rows = torch.randperm(len(task.original), generator=task.start.generator).to(task.original.device)
-        yield from torch.split(rows, task.settings.batch_size)
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

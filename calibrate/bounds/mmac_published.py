@@ -22,6 +22,7 @@ from torch import Tensor
 from calibrate.bounds.clipped_classifier import ClippedClassifier
 from calibrate.bounds.maximum_margin import InputRange, ascend, float_inputs, margins
 from calibrate.bounds.mmac_settings import PublishedMmacSettings
+from calibrate.gradients import backward
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, RowsInMemory
 from calibrate.statistics import site_moments
 from guard.errors import CalibrationError
@@ -105,9 +106,9 @@ def objective_gradients(
     """
     logits = classifier.logits(clean[0], upper)
     fidelity = F.mse_loss(logits, clean[1])
-    fidelity.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    backward(fidelity)
     margin = cost * margins(classifier.logits(synthetic[0], upper), synthetic[1]).sum()
-    margin.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    backward(margin)
     return fidelity.item() + margin.item(), logits.detach()
 
 
@@ -116,7 +117,7 @@ def _task(problem: BoundsProblem, settings: PublishedMmacSettings) -> _Task:
     classifier = ClippedClassifier(
         problem.model, problem.logits, problem.sites, batch_size=settings.batch_size, device=problem.device
     )
-    within = InputRange.of(inputs, problem.device)
+    within = InputRange.of(inputs, problem.device, layout=problem.layout)
     tensors = torch.from_numpy(inputs).to(problem.device)
     labels = torch.from_numpy(problem.labels).to(problem.device)
     with torch.no_grad():

@@ -12,15 +12,14 @@ from calibrate.bounds.maximum_margin import InputRange, float_inputs, margins
 from calibrate.bounds.mmac_settings import MmacSettings
 from calibrate.bounds.scaled_bounds import ScaledBounds
 from calibrate.bounds.sigma import fit_sigma
-from calibrate.bounds.validation import split_for_validation
+from calibrate.bounds.validation import keeps_accuracy, split_for_validation
 from calibrate.differentiable import fast_precision
-from calibrate.sites import BoundsProblem, Progress, RowsInMemory
+from calibrate.sites import ActivationBounds, BoundsProblem, Progress, RowsInMemory
 from calibrate.statistics import site_moments
 from guard.types import FloatArray
 
 __all__ = ["MmacTask", "prepare"]
 
-_ROUNDING = 1e-9  # accuracies are fractions of whole counts: a tie must not fail by the last bit
 _LEAST_SCALE = 1e-6
 
 
@@ -31,6 +30,7 @@ class MmacTask:
     Args:
         classifier: Computes f and g.
         start: The clean inputs (N, ...) to learn from, and what synthetic ones start with.
+        sigma: The bounds of sigma, which descent starts at.
         original: (N, C) f's logits of these clean inputs.
         variance: Of f's logits within a row, which the squared error is relative to.
         clean_margin: The median of f's margins on them, which synthetic margins are relative to.
@@ -43,6 +43,7 @@ class MmacTask:
 
     classifier: ClippedClassifier
     start: Start
+    sigma: ActivationBounds
     original: Tensor
     variance: float
     clean_margin: float
@@ -54,7 +55,7 @@ class MmacTask:
 
     def admits(self, accuracy: float) -> bool:
         """Whether bounds of this validation accuracy may be kept."""
-        return accuracy >= self.original_accuracy - self.max_accuracy_drop - _ROUNDING
+        return keeps_accuracy(accuracy, original=self.original_accuracy, max_drop=self.max_accuracy_drop)
 
 
 def prepare(problem: BoundsProblem, settings: MmacSettings) -> tuple[MmacTask, ScaledBounds]:
@@ -68,7 +69,7 @@ def prepare(problem: BoundsProblem, settings: MmacSettings) -> tuple[MmacTask, S
     in_memory = replace(problem, inputs=RowsInMemory(inputs=inputs))
     fitting, validation = split_for_validation(in_memory, fraction=settings.validation_fraction)
     learned_from = cast("Tensor", fitting.inputs).numpy()
-    start = fit_sigma(in_memory)
+    sigma = fit_sigma(in_memory)
     channels = site_moments(
         problem.model,
         problem.sites,
@@ -77,11 +78,17 @@ def prepare(problem: BoundsProblem, settings: MmacSettings) -> tuple[MmacTask, S
         progress=problem.progress,
         device=problem.device,
     )
-    bounds = ScaledBounds.of(start, channels, device=problem.device)
-    return _task(problem, learned_from, validation, settings), bounds
+    bounds = ScaledBounds.at(sigma, channels, device=problem.device)
+    return _task(problem, learned_from, validation, sigma, settings), bounds
 
 
-def _task(problem: BoundsProblem, fitting: FloatArray, validation: LabelledInputs, settings: MmacSettings) -> MmacTask:
+def _task(
+    problem: BoundsProblem,
+    fitting: FloatArray,
+    validation: LabelledInputs,
+    sigma: ActivationBounds,
+    settings: MmacSettings,
+) -> MmacTask:
     classifier = ClippedClassifier(
         problem.model,
         problem.logits,
@@ -98,10 +105,11 @@ def _task(problem: BoundsProblem, fitting: FloatArray, validation: LabelledInput
         classifier=classifier,
         start=Start(
             clean=inputs,
-            within=InputRange.of(fitting, problem.device),
+            within=InputRange.of(fitting, problem.device, layout=problem.layout),
             n_classes=original.shape[1],
             generator=torch.Generator().manual_seed(problem.seed),
         ),
+        sigma=sigma,
         original=original,
         variance=max(float(original.var(1, correction=0).mean()), _LEAST_SCALE),
         clean_margin=max(float(clean_margin), _LEAST_SCALE),

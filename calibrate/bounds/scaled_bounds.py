@@ -1,5 +1,6 @@
-"""Bounds per channel that descent tightens on the scale of the channel itself: mean + sd * exp(t)."""
+"""Bounds per channel that descent moves on the channel's own scale: mean + scale * exp(t), and minus from below."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -19,49 +20,75 @@ _LEAST_RATIO = 1e-3  # of a bound's distance from the mean, in standard deviatio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
-    """Bounds of one site on one side: mean + sign * sd * exp(t), with t at most where it starts."""
+    """Bounds of one site on one side: mean + scale * exp(t), with the scale negative for those from below."""
 
     mean: Tensor
-    reach: Tensor  # sign * sd
+    scale: Tensor
     start: Tensor
     t: Tensor
 
     @classmethod
-    def of(cls, bound: FloatArray, channel: Moments, *, sign: int, device: str) -> "_Side":
-        distance = sign * (bound - channel.mean)
-        ratio = np.divide(distance, channel.std, out=np.ones_like(channel.std), where=channel.std > 0)
-        start = _tensor(np.log(np.maximum(ratio, _LEAST_RATIO)), device)
-        return cls(
-            mean=_tensor(channel.mean, device),
-            reach=_tensor(sign * channel.std, device),
-            start=start,
-            t=start.clone().requires_grad_(),
-        )
+    def beyond(cls, moments: Moments, *, sign: int, deviations: float, device: str) -> Self:
+        """Start so many standard deviations beyond the mean."""
+        start = np.full_like(moments.mean, math.log(deviations))
+        return cls._of(moments.mean, sign * moments.std, start, device)
+
+    @classmethod
+    def at(cls, bound: FloatArray, moments: Moments, *, sign: int, device: str) -> Self:
+        """Start at a bound; of a channel that is constant the bound's distance from it is the scale."""
+        distance = sign * (bound - moments.mean)
+        scale = np.where(moments.std > 0, moments.std, np.maximum(distance, 0))
+        ratio = np.divide(distance, scale, out=np.ones_like(scale), where=scale > 0)
+        return cls._of(moments.mean, sign * scale, np.log(np.maximum(ratio, _LEAST_RATIO)), device)
+
+    @classmethod
+    def _of(cls, mean: FloatArray, scale: FloatArray, start: FloatArray, device: str) -> Self:
+        mean_, scale_, start_ = (torch.from_numpy(v.astype(np.float32)).to(device) for v in (mean, scale, start))
+        return cls(mean=mean_, scale=scale_, start=start_, t=start_.clone().requires_grad_())
 
     @property
     def bound(self) -> Tensor:
-        return self.mean + self.reach * self.t.exp()
+        return self.mean + self.scale * self.t.exp()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaledBounds:
-    """Upper bounds mean + sd * exp(t), and mean - sd * exp(t) below where there is a lower bound.
+    """Upper bounds mean + scale * exp(t), and mean - scale * exp(t) below where there is a lower bound.
 
-    An upper bound cannot fall below the channel's clean mean, so that it is never negative where activations are not. A
-    step on t moves a bound by a share of its distance from the mean, whatever the scale of the activations. A channel
-    that is constant on clean inputs is bounded at its constant.
+    A step on t moves a bound by a share of its distance from the mean, whatever the scale of the activations, and no
+    upper bound falls below the mean: of activations that are never negative it is not either.
+
+    Args:
+        above: Upper bounds by site tensor.
+        below: Lower ones.
     """
 
     above: Mapping[str, _Side]
     below: Mapping[str, _Side]
 
     @classmethod
-    def of(cls, bounds: ActivationBounds, channels: Mapping[str, Moments], *, device: str) -> Self:
-        """Start at these bounds, one per channel, given the moments of every channel over inputs and positions."""
-        return cls(
-            above={s: _Side.of(b, channels[s], sign=1, device=device) for s, b in bounds.upper.items()},
-            below={s: _Side.of(b, channels[s], sign=-1, device=device) for s, b in bounds.lower.items()},
+    def beyond(
+        cls, maxima: Mapping[str, Moments], minima: Mapping[str, Moments], *, deviations: float, device: str
+    ) -> Self:
+        """Start so many standard deviations beyond the mean of the extremes; below only where any are negative.
+
+        A channel whose extreme is the same on all clean inputs is bounded there.
+        """
+        negative = {site: m for site, m in minima.items() if (m.mean < 0).any()}
+        above, below = (
+            {site: _Side.beyond(m, sign=sign, deviations=deviations, device=device) for site, m in side.items()}
+            for sign, side in ((1, maxima), (-1, negative))
         )
+        return cls(above=above, below=below)
+
+    @classmethod
+    def at(cls, bounds: ActivationBounds, channels: Mapping[str, Moments], *, device: str) -> Self:
+        """Start at these bounds, one per channel, given the moments of every channel over inputs and positions."""
+        above, below = (
+            {site: _Side.at(bound, channels[site], sign=sign, device=device) for site, bound in side.items()}
+            for sign, side in ((1, bounds.upper), (-1, bounds.lower))
+        )
+        return cls(above=above, below=below)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -78,6 +105,11 @@ class ScaledBounds:
         """The lower bounds of the sites that have any, differentiable."""
         return {site: side.bound for site, side in self.below.items()}
 
+    @property
+    def penalty(self) -> Tensor:
+        """The sum over sites, and sides, of the mean of exp(t): how many scales the bounds leave."""
+        return torch.stack([t.exp().mean() for t in self.parameters]).sum()
+
     @torch.no_grad()
     def hold(self) -> None:
         """Bring back to their start the bounds that descent has loosened beyond it."""
@@ -87,7 +119,3 @@ class ScaledBounds:
     @property
     def _sides(self) -> list[_Side]:
         return [*self.above.values(), *self.below.values()]
-
-
-def _tensor(values: FloatArray, device: str) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(device)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from calibrate.edit import insert_bounds
-from calibrate.evaluation import accuracy_drop_limit
+from calibrate.evaluation import CONFIDENCE, accuracy_drop_limit
 from calibrate.forward import forward
 from calibrate.sites import ActivationBounds, BoundsProblem
 from calibrate.statistics import Moments, observe
@@ -39,7 +39,7 @@ class SigmaSettings:
     candidates: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     early_factor: float = 2.0
     late_share: float = 0.25
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
 
 
 def fit_sigma(problem: BoundsProblem, *, settings: SigmaSettings | None = None) -> ActivationBounds:

@@ -21,15 +21,14 @@ from torch import Tensor
 from calibrate.bounds.clipped_classifier import ClippedClassifier, LabelledInputs
 from calibrate.bounds.unit_published_settings import PublishedUnitSettings
 from calibrate.bounds.unit_schedule import next_cost, start_cost
-from calibrate.bounds.validation import split_for_validation
+from calibrate.bounds.validation import keeps_accuracy, split_for_validation
+from calibrate.gradients import backward
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, RowsInMemory, Site
 from calibrate.statistics import Moments, site_moments
 from guard.errors import CalibrationError
 from guard.rows import each
 
 __all__ = ["PublishedUnitSettings", "fit_unit_published"]
-
-_ROUNDING = 1e-9  # accuracies are fractions of whole counts: a tie must not fail by the last bit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +45,7 @@ class _Task:
 
     def admits(self, accuracy: float) -> bool:
         """Whether bounds of this validation accuracy may be kept."""
-        return accuracy >= self.original_accuracy - self.max_accuracy_drop - _ROUNDING
+        return keeps_accuracy(accuracy, original=self.original_accuracy, max_drop=self.max_accuracy_drop)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +153,7 @@ def _step(
     optimizer.zero_grad()
     cross_entropy = task.classifier.add_cross_entropy_gradients(task.fitting, parameters)
     expense = cost * _penalty({site: p.relu() for site, p in parameters.items()})
-    expense.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    backward(expense)
     optimizer.step()
     accuracy = task.classifier.accuracy(task.validation, _upper(parameters))
     loss = cross_entropy + expense.item()

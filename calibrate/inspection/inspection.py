@@ -1,6 +1,6 @@
 """All that an inspection found, and its form as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -13,6 +13,8 @@ __all__ = ["Depth", "Inspection", "NotLookedAt"]
 
 Depth = Literal["quick", "standard", "full"]
 """``quick``: lint and suspicion; ``standard``: BAN besides; ``full``: MESA besides."""
+
+_HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,8 @@ class Inspection:
         depth: What was asked for.
         n_samples: Clean inputs that were used.
         n_skipped: Images that could not be read.
-        has_labels: Whether labels were given; else the model's own predictions stood in.
+        label_agreement: The share of the first labels that the model agrees with; None where none were given, so that
+            its own predictions stood in.
         versions: Of what computed it.
         seed: Of everything drawn at random.
     """
@@ -58,9 +61,24 @@ class Inspection:
     depth: Depth
     n_samples: int
     n_skipped: int
-    has_labels: bool
+    label_agreement: float | None
     versions: Mapping[str, str]
     seed: int
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels were given."""
+        return self.label_agreement is not None
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what a careful reader should know before trusting the verdict."""
+        if self.label_agreement is not None and self.label_agreement < _HALF:
+            yield (
+                f"The model agrees with only {self.label_agreement:.1%} of the labels: check the order of the classes"
+                " and the preprocessing (--mean, --std, --scale, --layout)."
+            )
+        if self.n_skipped:
+            yield f"{self.n_skipped} images could not be read and were skipped."
 
     def summary(self) -> dict[str, object]:
         """Return everything as JSON can hold it; what was not looked at is None."""
@@ -77,6 +95,7 @@ class Inspection:
             "n_samples": self.n_samples,
             "n_skipped": self.n_skipped,
             "labels": "given" if self.has_labels else "predicted by the model",
+            "label_agreement": self.label_agreement,
             "versions": dict(self.versions),
             "seed": self.seed,
         }

@@ -22,6 +22,7 @@ from calibrate.inspection.trigger_places import PlaceChoice, corners_of
 from calibrate.inspection.trigger_synthesis import synthesise
 from calibrate.inspection.triggers import TriggerDistribution
 from calibrate.inspection.victim import Pixels, Victim
+from calibrate.preprocessing import input_channel_axis
 from calibrate.proportions import Proportion
 from calibrate.sites import RowsInMemory
 from guard.errors import CalibrationError, InputError
@@ -77,23 +78,22 @@ def recover_triggers(
     )
 
 
-def check_recoverable(problem: InspectionProblem, target_class: int) -> int:
-    """Return the axis of the channels, or refuse what no triggers come from (raises as recover_triggers does)."""
+def check_recoverable(problem: InspectionProblem, target_class: int) -> None:
+    """Refuse what no triggers come from (raises as recover_triggers does)."""
     if not 0 <= target_class < problem.n_classes:
         raise InputError(f"target class {target_class} does not exist; the classes are 0 to {problem.n_classes - 1}")
-    example = _images(problem, 1)
+    _images(problem, 1)
     if len(problem.inputs) < LEAST_SAMPLES:
         raise CalibrationError(
             f"{len(problem.inputs)} samples are too few to recover triggers from; {LEAST_SAMPLES} are needed, so"
             f" {LEAST_SAMPLES - len(problem.inputs)} are missing"
         )
-    # Images are larger than their number of channels.
-    return 1 if example.shape[1] <= example.shape[3] else 3
 
 
 def _task(problem: InspectionProblem, target_class: int, settings: MesaSettings) -> _Task:
-    channel_axis = check_recoverable(problem, target_class)
+    check_recoverable(problem, target_class)
     inputs = _images(problem, settings.max_images)
+    channel_axis = input_channel_axis(inputs.shape, problem.layout) or 1
     others = problem.labels[: len(inputs)] != target_class
     images = np.moveaxis(inputs, channel_axis, 1).astype(np.float32)
     n_fitted = round(len(inputs) * (1 - _MEASURED_SHARE))

@@ -1,11 +1,13 @@
 """What every inspection may look at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import onnx
 
-from calibrate.sites import Progress, Rows, Site
+from calibrate.preprocessing import Layout
+from calibrate.sites import BoundsProblem, Progress, Rows, Site
 from guard.types import IntArray
 
 __all__ = ["InspectionProblem"]
@@ -25,6 +27,7 @@ class InspectionProblem:
         seed: For whatever is drawn at random.
         progress: Told how far the work is.
         device: Where gradients are computed, as torch names it.
+        layout: Of images among the inputs.
     """
 
     model: onnx.ModelProto
@@ -36,3 +39,9 @@ class InspectionProblem:
     seed: int
     progress: Progress
     device: str = "cpu"
+    layout: Layout = "nchw"
+
+    @classmethod
+    def of(cls, problem: BoundsProblem) -> Self:
+        """Return what bounds are learned from, to be looked at."""
+        return cls(**{field.name: getattr(problem, field.name) for field in fields(cls)})

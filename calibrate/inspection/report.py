@@ -50,6 +50,7 @@ def render_inspection(inspection: Inspection) -> bytes:
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Inspection of {name}</title>",
         f"<style>{STYLE}</style><h1>Inspection of {name}</h1>",
         f"<p class='{box} verdict'>{html.escape(headline(inspection))}</p>",
+        *(f"<p class='warning'>{html.escape(warning)}</p>" for warning in inspection.warnings()),
         "<p>No look can show that a model is free of backdoors: what is not found may still be there.</p>",
         "<h2>Evidence</h2>",
         records(("look", "what it says"), evidence_rows(inspection)),
