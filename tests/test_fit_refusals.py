@@ -59,7 +59,8 @@ def test_a_method_that_needs_a_gradient_that_is_not_there_names_one_that_needs_n
         node("Unsqueeze", ["d", "one"], ["u"]),
     ]
     nodes += [node("Add", ["a", "u"], ["b"]), node("MatMul", ["b", "v"], ["y"])]
-    weights = {"w": np.ones((64, 4)), "v": np.ones((4, 10)), "square": np.array([-1, 2, 2]), "one": np.array([1])}
+    drawn = np.random.default_rng(1).normal
+    weights = {"w": drawn(size=(64, 4)), "v": drawn(size=(4, 10)), "square": np.array([-1, 2, 2]), "one": np.array([1])}
     model = model_of(*nodes, x=("N", 1, 8, 8), y=("N", 10), weights=weights)
     np.savez(tmp_path / "clean.npz", inputs=np.random.default_rng(0).random((400, 1, 8, 8), dtype=np.float32))
     paths = {"model": _save_model(tmp_path / "m.onnx", model), "data": tmp_path / "clean.npz"}
