@@ -105,15 +105,7 @@ def inspect_model(
     check_device(settings.device)
     classifier = read_classifier(model)
     lint = lint_model(classifier.model, source=classifier.source, dropped=classifier.dropped)
-    samples = load_samples(
-        data,
-        inputs=classifier.inputs,
-        n_classes=classifier.n_classes,
-        preprocessing=settings.preprocessing,
-        limit=settings.limit,
-        seed=settings.seed,
-        progress=progress,
-    )
+    samples = _load(data, classifier, settings, progress)
     agreement = agreement_of(classifier, samples, device=settings.device)
     left = dict(_left_by_data(samples, settings))
     problem = _problem(classifier, samples, settings, progress, left)
@@ -134,6 +126,18 @@ def inspect_model(
         label_agreement=agreement,
         versions=versions(),
         seed=settings.seed,
+    )
+
+
+def _load(data: str | Path, classifier: Classifier, settings: InspectSettings, progress: Progress) -> Samples:
+    return load_samples(
+        data,
+        inputs=classifier.inputs,
+        n_classes=classifier.n_classes,
+        preprocessing=settings.preprocessing,
+        limit=settings.limit,
+        seed=settings.seed,
+        progress=progress,
     )
 
 

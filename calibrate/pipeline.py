@@ -26,7 +26,7 @@ from guard.bundle import BOUNDED, ORIGINAL, REPORT, THRESHOLDS, Bundle, check_pl
 from guard.errors import CalibrationError
 from guard.manifest import Manifest
 from guard.runtime import Guard
-from guard.types import FloatArray, ModelRun, Threshold
+from guard.types import ModelRun
 
 __all__ = ["PARTS", "FitSettings", "answer", "evaluate_bundle", "fit_bundle"]
 
@@ -67,20 +67,17 @@ def fit_bundle(
     check_settings(settings, methods)
     classifier = read_classifier(model)
     sites, unranked = survey_sites(classifier.model)
-    samples = _load(data, classifier, settings, progress)
-    split = split_samples(samples, fractions=PARTS, seed=settings.seed)
+    split = split_samples(_load(data, classifier, settings, progress), fractions=PARTS, seed=settings.seed)
     problem = _problem(classifier, sites, split.bounds, settings, progress)
     recovered = _recover(problem, settings, recover)
     bounds = _learn(methods[settings.method], problem)
     draft = draft_bundle(classifier, sites, bounds, split, settings)
-    thresholds, clean_scores = _fit_thresholds(draft, split, settings, progress)
-    fitted = replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(clean_scores))
-    found = _find(fitted, bounds, split.held_out, settings, progress)
+    fitted = _with_thresholds(draft, split, settings, progress)
     findings = replace(
-        found,
+        _find(fitted, bounds, split.held_out, settings, progress),
         dropped_outputs=classifier.dropped,
         unranked=unranked,
-        estimation=_estimate(fitted, recovered, split.held_out, settings, progress) if settings.estimate_tpr else None,
+        estimation=_estimate(fitted, recovered, split.held_out, settings, progress),
     )
     return _save(fitted, bundle, findings), findings
 
@@ -170,8 +167,10 @@ def _recover(problem: BoundsProblem, settings: FitSettings, recover: Recover) ->
 
 def _estimate(
     fitted: Bundle, recovered: MesaFindings | None, held_out: Samples, settings: FitSettings, progress: Progress
-) -> TprEstimation:
-    """Count which of the recovered triggers the fitted guard flags on the held-out set."""
+) -> TprEstimation | None:
+    """Count which of the recovered triggers the fitted guard flags on the held-out set, where that is asked for."""
+    if not settings.estimate_tpr:
+        return None
     kept = () if recovered is None else recovered.kept
     return TprEstimation(
         target_class=None if recovered is None else recovered.target_class,
@@ -182,9 +181,7 @@ def _estimate(
     )
 
 
-def _fit_thresholds(
-    draft: Bundle, split: CalibrationSplit, settings: FitSettings, progress: Progress
-) -> tuple[Mapping[str, Threshold], FloatArray]:
+def _with_thresholds(draft: Bundle, split: CalibrationSplit, settings: FitSettings, progress: Progress) -> Bundle:
     """Apply the rule to scores that the guard itself gives on the models that will ship."""
     rule = RULES[settings.rule]
     stage = f"scoring the {rule.part} set"
@@ -193,7 +190,7 @@ def _fit_thresholds(
         "alert": rule.fit(scores, settings.target_fpr),
         "correct": rule.fit(scores, settings.correct_fpr),
     }
-    return thresholds, scores
+    return replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(scores))
 
 
 def _open(bundle: Bundle, settings: FitSettings) -> Guard:

@@ -12,7 +12,7 @@ from calibrate.sites import Progress, Rows, Site
 from guard.errors import CalibrationError
 from guard.types import FloatArray, IntArray
 
-__all__ = ["Moments", "Observed", "Pooling", "observe", "site_moments"]
+__all__ = ["Moments", "Observed", "Pooling", "check_finite", "observe", "site_moments"]
 
 Pooling = Literal["channel", "maximum", "minimum", "neuron"]
 """What one entry describes: a channel over inputs and positions; the maximum or minimum of a channel over the positions
@@ -101,7 +101,7 @@ def observe(
     classes = []
     for done, values in forward(model, [*(site.tensor for site in sites), logits], inputs, device=device):
         for site in sites:
-            _check_finite(site.tensor, values[site.tensor])
+            check_finite(site.tensor, values[site.tensor])
             for pooling, found in merged.items():
                 batch = _pooled_moments(values[site.tensor], site.channel_axis, pooling)
                 found[site.tensor] = found[site.tensor].merged(batch) if site.tensor in found else batch
@@ -124,10 +124,15 @@ def site_moments(
     return observe(model, output, sites, inputs, poolings=[pooling], progress=progress, device=device).moments[pooling]
 
 
-def _check_finite(tensor: str, values: FloatArray) -> None:
+def check_finite(tensor: str, values: FloatArray) -> None:
+    """Refuse an activation that is NaN or infinite on clean samples.
+
+    Raises:
+        CalibrationError: It is, somewhere.
+    """
     if not np.isfinite(values).all():
         raise CalibrationError(
-            f"the activation {tensor!r} is NaN or infinite on clean samples, so it has no bound; check the"
+            f"the activation {tensor!r} is NaN or infinite on clean samples, which says nothing of its size; check the"
             " preprocessing, or export the model with float32"
         )
 

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def test_what_an_estimate_cannot_do_names_what_a_fit_can(tmp_path):
     images = replace(problem, inputs=np.zeros((600, 3, 4, 4), np.float32))
     with pytest.raises(CalibrationError, match=r"last linear layer.*; name a class with --target-class"):
         recover_for_estimate(images, None)
+
+
+def test_where_no_class_is_suspected_it_says_that_no_triggers_are_written(paths, tmp_path, monkeypatch, capfd):
+    found_none = partial(fit_bundle, recover=lambda problem, target_class: None)
+    monkeypatch.setattr("calibrate.__main__.fit_bundle", found_none)
+    options = ("--target-fpr", "0.05", "--estimate-tpr", "--triggers", str(tmp_path / "t.npz"))
+    assert fit_with({**paths, "bundle": tmp_path / "bundle"}, *options) == 0
+    assert f"warning: no trigger was recovered; {tmp_path / 't.npz'} is not written" in capfd.readouterr().err
 
 
 def test_triggers_inside_the_bundle_are_refused(paths, capfd):

@@ -8,7 +8,7 @@ import onnx
 
 from calibrate.forward import forward
 from calibrate.sites import Progress, Rows, RowsInMemory, Site
-from guard.errors import CalibrationError
+from calibrate.statistics import check_finite
 from guard.rows import concatenate
 from guard.types import BoolArray, FloatArray, IntArray
 
@@ -96,11 +96,7 @@ def spread_over_classes(inputs: Rows, labels: IntArray, n: int) -> Rows:
 
 
 def _by_channel(site: Site, values: FloatArray) -> FloatArray:
-    if not np.isfinite(values).all():
-        raise CalibrationError(
-            f"the activation {site.tensor!r} is NaN or infinite on clean samples; check the preprocessing, or export"
-            " the model with float32"
-        )
+    check_finite(site.tensor, values)
     by_channel = np.moveaxis(values, site.channel_axis, 1).astype(np.float64)
     return by_channel.reshape(*by_channel.shape[:2], -1)
 
