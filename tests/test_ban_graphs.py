@@ -92,6 +92,12 @@ def test_one_position_is_no_map_wherever_its_channels_are():
     assert split_features(model, "y", shapes).tensor == "f"
 
 
+@pytest.mark.parametrize("form", [("torchscript", 17), ("dynamo", 18)])
+def test_a_network_that_pools_and_then_transposes_gives_its_channels(form):
+    found = _look(exported("convnext", *form), (3, 16, 16), n_classes=10)
+    assert found.unneeded.shape == (16,)
+
+
 def test_a_model_without_a_gradient_is_refused():
     model = model_of(
         node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["a"]), node("Greater", ["a", "zero"], ["b"]),

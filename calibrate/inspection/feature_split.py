@@ -1,6 +1,5 @@
 """Cut a classifier f = h o g at its last feature map: g from input to features, h from features to logits."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +62,6 @@ def split_features(model: onnx.ModelProto, logits: str, shapes: Mapping[str, Seq
     """
     cuts, reading = find_cuts(model.graph, logits), GraphReading.of(model.graph, upto=logits)
     behind = {cut: _layers_behind(reading, cut) for cut in cuts}
-    axes = {cut: channel_axis(cut, reading) % len(shapes[cut]) if len(shapes[cut]) > 2 else 1 for cut in cuts}
     usable = [cut for cut in cuts if behind[cut] >= 1]
     if not usable:
         raise CalibrationError(
@@ -72,11 +70,13 @@ def split_features(model: onnx.ModelProto, logits: str, shapes: Mapping[str, Seq
         )
     maps = [
         cut for cut in usable
-        if len(shapes[cut]) >= 4 and _n_positions(shapes[cut], axes[cut]) > 1 and behind[cut] <= _MOST_HEAD_LAYERS
+        if len(shapes[cut]) >= 4 and _has_positions(shapes[cut]) and behind[cut] <= _MOST_HEAD_LAYERS
         and reading.producers[cut].op_type not in _POOLS
     ]  # fmt: skip
     tensor = maps[-1] if maps else usable[-1]
-    return FeatureSplit(tensor=tensor, channel_axis=axes[tensor], head=head_model(model, tensor, logits))
+    n_axes = len(shapes[tensor])
+    axis = channel_axis(tensor, reading) % n_axes if n_axes > 2 else 1
+    return FeatureSplit(tensor=tensor, channel_axis=axis, head=head_model(model, tensor, logits))
 
 
 def head_model(model: onnx.ModelProto, tensor: str, logits: str) -> onnx.ModelProto:
@@ -102,6 +102,6 @@ def _layers_behind(graph: GraphReading, cut: str) -> int:
     return count
 
 
-def _n_positions(shape: Sequence[int], axis: int) -> int:
-    """Return H * W, on whichever axis the channels are."""
-    return math.prod(shape[1:]) // shape[axis]
+def _has_positions(shape: Sequence[int]) -> bool:
+    """Say whether two axes are larger than 1: channels, whichever axis they are on, and positions."""
+    return sum(n > 1 for n in shape[1:]) > 1
