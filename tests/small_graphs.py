@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from torch_models import Exporter, build, example_of, export
 
 from calibrate.forward import forward
 
-__all__ = ["EXPORTS", "exported", "model_of", "node", "values_of"]
+__all__ = ["EXPORTS", "exported", "model_of", "node", "optimised_by_onnxruntime", "values_of"]
 
 EXPORTS: Sequence[tuple[Exporter, int]] = (
     ("torchscript", 11),
@@ -53,6 +55,16 @@ def model_of(
 def exported(family: str, exporter: Exporter, opset: int) -> onnx.ModelProto:
     """Export a family once; whoever gets it must leave it as it is."""
     return export(build(family), example_of(), exporter=exporter, opset=opset)
+
+
+def optimised_by_onnxruntime(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """Return the graph that onnxruntime makes of it, with fused layers; its file goes into the folder."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimised.onnx")
 
 
 def values_of(model: onnx.ModelProto, tensor: str, inputs: np.ndarray) -> np.ndarray:

@@ -3,19 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
-from small_graphs import exported, model_of, node
+from small_graphs import exported, model_of, node, optimised_by_onnxruntime, values_of
 
 from calibrate.graph import find_sites
 from calibrate.inspection.ban import BanSettings, detect_ban
 from calibrate.inspection.feature_split import find_cuts, split_features
 from calibrate.inspection.neuron_noise import ChannelMoments
-from calibrate.inspection.noise_places import Place
+from calibrate.inspection.noise_places import Place, find_places
 from calibrate.inspection.problem import InspectionProblem
+from calibrate.inspection.unfused import unfused
 from calibrate.sites import RowsInMemory
 from guard.errors import CalibrationError
 
@@ -130,14 +129,26 @@ def test_seeds_share_no_repetition():
 
 @pytest.mark.parametrize("family", ["resnet", "vgg"])
 def test_a_network_that_onnxruntime_has_optimised_takes_the_noise_at_the_same_places(family, tmp_path):
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3
     plain = exported(family, "torchscript", 17)
-    onnxruntime.InferenceSession(plain.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    optimised = onnx.load(tmp_path / "optimised.onnx")
+    optimised = optimised_by_onnxruntime(plain, tmp_path)
     assert "FusedConv" in {n.op_type for n in optimised.graph.node}
     found = [_look(model, (3, 16, 16), n_classes=10) for model in (plain, optimised)]
-    assert found[0].noise_on == found[1].noise_on
     np.testing.assert_allclose(found[0].unneeded, found[1].unneeded, atol=1e-3)
+    graphs = (plain.graph, unfused(optimised).graph)
+    places = [find_places(graph, f.features) for graph, f in zip(graphs, found, strict=True)]
+    assert [p.channel_axis for p in places[0]] == [p.channel_axis for p in places[1]]
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"), [("Relu", []), ("Clip", [-0.5, 0.5]), ("LeakyRelu", [0.3]), ("HardSigmoid", [0.3, 0.4])]
+)
+def test_taken_apart_a_fused_layer_gives_the_same(function, parameters):
+    fused = node("FusedConv", ["x", "w"], ["y"], domain="com.microsoft", activation=function, pads=[1, 1, 1, 1])
+    if parameters:
+        fused.attribute.append(helper.make_attribute("activation_params", parameters))
+    model = model_of(fused, x=("N", 2, 4, 4), y=None, weights={"w": RNG.normal(size=(2, 2, 3, 3))}, opset=11,
+                     domains=["com.microsoft"])  # fmt: skip
+    inputs = RNG.normal(size=(3, 2, 4, 4)).astype(np.float32)
+    before, after = (values_of(m, "y", inputs) for m in (model, unfused(model)))
+    np.testing.assert_allclose(after, before, atol=1e-6)
+    assert f"y/before_{function}" in unfused(model).graph.node[0].output

@@ -2,11 +2,10 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
-from small_graphs import exported, model_of, node, values_of
+from small_graphs import exported, model_of, node, optimised_by_onnxruntime, values_of
 
 from calibrate.differentiable import DifferentiableModel
 from calibrate.graph import find_sites
@@ -66,13 +65,8 @@ def test_every_claimed_operator_of_another_domain_is_tried():
 
 @pytest.mark.parametrize("family", ["resnet", "mobilenet", "vit", "convnext"])
 def test_a_network_that_onnxruntime_has_optimised_is_differentiated(family, tmp_path):
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3
     plain = exported(family, "torchscript", 17)
-    onnxruntime.InferenceSession(plain.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    optimised = onnx.load(tmp_path / "optimised.onnx")
+    optimised = optimised_by_onnxruntime(plain, tmp_path)
     assert "com.microsoft" in {n.domain for n in optimised.graph.node}
     x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     expected, found = (DifferentiableModel(model)(x, outputs=["logits"])[0] for model in (plain, optimised))
