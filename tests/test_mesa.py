@@ -94,6 +94,19 @@ def test_channels_may_be_innermost(digits, problem, tmp_path):
     assert found.generators[0].distribution.channel_axis == 3
 
 
+def test_there_may_be_more_channels_than_rows(problem):
+    model = onnx.ModelProto()
+    model.CopyFrom(problem.model)
+    name = model.graph.input[0].name
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 16
+    for made in model.graph.node:
+        made.input[:] = ["mean" if read == name else read for read in made.input]
+    model.graph.node.insert(0, onnx.helper.make_node("ReduceMean", [name], ["mean"], axes=[1], keepdims=1))
+    wide = replace(problem, model=model, inputs=np.repeat(problem.inputs, 16, axis=1))
+    found = recover_triggers(wide, TARGET, settings=replace(QUICK, iterations=2))
+    assert found.generators[0].distribution.bank.shape[1:] == (16, 3, 3)
+
+
 @pytest.mark.parametrize("family", ["blend", "warp"])
 def test_the_other_families_are_tried_too(problem, family):
     kind = TriggerKind(family=family, size=4, strength=0.5)
