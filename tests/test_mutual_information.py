@@ -33,6 +33,23 @@ def test_the_estimate_on_gaussians_agrees_with_the_closed_form(correlation):
     assert estimated(correlation) == pytest.approx(-0.5 * math.log(1 - correlation**2), abs=0.06)
 
 
+def test_the_gradient_divides_by_a_running_mean_of_the_exponentials():
+    """Its bias is that of E exp S of one batch; the published code follows it at a rate of .001."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = StatisticsNetwork(1, 1, 8)
+    information = MutualInformation(network, learning_rate=0.0, betas=(0.5, 0.999), ema_rate=0.001)
+    first, (noise, values, other) = torch.randn(2, 3, 64, 1, generator=torch.Generator().manual_seed(0))
+    information.update(*first)
+    information.update(noise, values, other)
+    found = [p.grad.clone() for p in network.parameters()]
+    before, now = (network(other, values).exp().mean() for _, values, other in (first, (noise, values, other)))
+    running = (before + 0.001 * (now - before)).detach()
+    gain = network(noise, values).mean() - now / running
+    for gradient, expected in zip(found, torch.autograd.grad(-gain, list(network.parameters())), strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
 def test_the_estimate_gives_values_a_gradient_towards_more_information():
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -33,7 +33,6 @@ __all__ = ["LEAST_SAMPLES", "MesaFindings", "MesaSettings", "check_recoverable",
 LEAST_SAMPLES = 500
 """Fewer clean images than this, and no trigger is recovered."""
 
-_MEASURED_SHARE = 0.3  # of the images; the rest is fitted on
 _SLACK = 0.1  # a generator further below its level than this is dropped
 
 
@@ -55,7 +54,7 @@ def recover_triggers(
 ) -> MesaFindings:
     """Train generators for every kind of trigger, level by level from the lowest.
 
-    A kind that misses a level by more than 0.1 is not tried at higher ones.
+    A kind that misses a level by more than 0.1 is not tried at higher ones, but in the ``official-code`` profile.
 
     Args:
         problem: The model, and at least 500 clean images.
@@ -96,7 +95,7 @@ def _task(problem: InspectionProblem, target_class: int, settings: MesaSettings)
     channel_axis = input_channel_axis(inputs.shape, problem.layout) or 1
     others = problem.labels[: len(inputs)] != target_class
     images = np.moveaxis(inputs, channel_axis, 1).astype(np.float32)
-    n_fitted = round(len(inputs) * (1 - _MEASURED_SHARE))
+    n_fitted = round(len(inputs) * (1 - settings.measured_share))
     fitted = np.arange(len(inputs)) < n_fitted
     is_published = settings.profile == "official-code"
     _check_others(others[fitted], others[~fitted], target_class, settings)
@@ -123,13 +122,13 @@ def _task(problem: InspectionProblem, target_class: int, settings: MesaSettings)
 
 
 def _climb(task: _Task, kind: TriggerKind) -> Iterator[RecoveredTriggers]:
-    """Train a generator per level, from the lowest, until one is missed."""
+    """Train a generator per level, from the lowest, until one is missed; at every level as published."""
     corners, expected, lost = _where(task, kind)
     is_published = task.settings.profile == "official-code"
     for beta in sorted(task.settings.betas):
         found = _recover(task, kind, PlaceChoice(corners, beta * expected, one_per_batch=is_published), beta)
         yield replace(found, stopped="; ".join(filter(None, (found.stopped, lost))))
-        if not found.kept:
+        if not (found.kept or is_published):
             return
 
 
