@@ -149,6 +149,13 @@ def test_without_a_step_that_passes_the_last_bounds_are_returned():
     assert (bounds.settings["n_passed"], bounds.settings["step"]) == (0, 4)
 
 
+def test_the_last_bounds_are_those_after_the_last_update():
+    problem = two_classes(max_accuracy_drop=-1.0)
+    start, end = (fit(problem, settings=Settings(steps=1, learning_rate=rate)) for rate in (0.0, 0.01))
+    np.testing.assert_allclose(np.abs(end.upper["a"] - start.upper["a"]), 0.01, rtol=1e-3)  # of Adam's first step
+    assert end.settings["penalty"] == pytest.approx(end.upper["a"].mean())
+
+
 def test_the_same_seed_gives_the_same_bounds_and_another_seed_others():
     settings = Settings(steps=3)
     first, again = (fit(two_classes(), settings=settings) for _ in range(2))

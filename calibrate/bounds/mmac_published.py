@@ -43,11 +43,6 @@ class _Task:
     settings: PublishedMmacSettings
     progress: Progress
 
-    @property
-    def iterations(self) -> int:
-        """Batches per epoch."""
-        return -(-len(self.inputs) // self.settings.batch_size)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:

@@ -142,7 +142,8 @@ def _descend(task: _Task, parameters: Mapping[str, Tensor]) -> _Outcome:
         n_passed += passed
         state = next_cost(state, passed=passed, schedule=settings.schedule)
         task.progress("unit-published", step, settings.steps)
-    return _Outcome(kept=best or candidate, n_passed=n_passed, final_cost=state.cost, stopped=None)
+    kept = best or _after_update(candidate, parameters)
+    return _Outcome(kept=kept, n_passed=n_passed, final_cost=state.cost, stopped=None)
 
 
 def _step(
@@ -158,6 +159,12 @@ def _step(
     accuracy = task.classifier.accuracy(task.validation, _upper(parameters))
     loss = cross_entropy + expense.item()
     return _Candidate(step=step, loss=loss, penalty=float(_penalty(before)), accuracy=accuracy, upper=before)
+
+
+def _after_update(candidate: _Candidate, parameters: Mapping[str, Tensor]) -> _Candidate:
+    """Return the last bounds, those that the candidate's accuracy was measured with."""
+    upper = _upper(parameters)
+    return replace(candidate, penalty=float(_penalty(upper)), upper=upper)
 
 
 def _upper(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
