@@ -54,7 +54,7 @@ class Bundle:
         manifest: What it says of itself.
         original: The original model, serialised.
         bounded: The bounded model, serialised.
-        clean_scores: (n,) ascending scores of the threshold set.
+        clean_scores: (n,) ascending scores of the clean samples that the thresholds were fitted on.
     """
 
     manifest: Manifest

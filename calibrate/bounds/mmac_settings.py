@@ -66,7 +66,7 @@ class MmacSettings:
         initial_cost: Of a margin that exceeds a clean one by as much again.
         cost_factor: The cost is multiplied by it after a check that passed, else divided.
         max_cost: It grows no further.
-        validation_fraction: The part of every class that decides which bounds pass.
+        validation_fraction: The part of the inputs, spread over the classes, that decides which bounds pass.
     """
 
     steps: int = 160

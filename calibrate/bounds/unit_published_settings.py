@@ -24,7 +24,7 @@ class PublishedUnitSettings:
         cost_down: Its divisor after ``patience`` fails in a row.
         patience: Steps in a row.
         deviations: The bounds start at the mean plus so many standard deviations.
-        validation_fraction: The part of every class that decides which bounds pass.
+        validation_fraction: The part of the inputs, spread over the classes, that decides which bounds pass.
         batch_size: Inputs per forward and backward pass; changes memory, not the result.
     """
 

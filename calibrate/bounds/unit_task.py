@@ -32,7 +32,8 @@ class UnitSettings:
         schedule: Of the cost of loose bounds; it moves at every check.
         check_every: Updates between two checks of the accuracy.
         stop_after: Stop when so many checks in a row brought no better bounds.
-        validation_fraction: The part of every class that decides which bounds pass, and is not learned from.
+        validation_fraction: The part of the inputs, spread over the classes, that decides which bounds pass and is not
+            learned from.
         drop_share: The share of the allowed accuracy drop that the measured drop may use up: tighter bounds detect
             worse.
         confidence: With which the drop is within all that is allowed, one-sided.
