@@ -1,11 +1,17 @@
 """The guard on real backdoored CIFAR-10 models, where they lie beside the repository."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from calibrate.__main__ import main
+from calibrate.graph import find_sites, read_classifier
+from calibrate.inspect_pipeline import PUBLISHED, InspectSettings, inspect_model
+from calibrate.inspection.ban import BanSettings, detect_ban
+from calibrate.preprocessing import Preprocessing
 
 SHARED = Path(__file__).parents[2] / "shared"
 LEAST = {
@@ -38,3 +44,29 @@ def test_a_real_backdoor_is_flagged_and_corrected(model, tmp_path):
     assert found["original_attack_success_rate"] > 0.7
     found["clean_accuracy_lost"] = found["original_clean_accuracy"] - found["guarded_clean_accuracy"]
     assert {key: found[key] for key, most in MOST[model].items() if found[key] > most} == {}
+
+
+def test_the_sites_of_a_resnet_are_those_that_unit_and_mmac_bound():
+    """17 sites; per channel and per neuron a quarter of what is published for a network four times as wide."""
+    sites = find_sites(read_classifier(SHARED / "zoo" / "cifar10-resnet18-badnets.onnx").model)
+    n_channels, n_neurons = sum(site.shape[1] for site in sites), sum(math.prod(site.shape[1:]) for site in sites)
+    assert (len(sites), 4 * n_channels, 4 * n_neurons) == (17, 3904, 557_056)
+
+
+def _ban_of(model: str):
+    """Look once at 500 inputs; the form of BAN's mask was chosen on these models."""
+    looks = replace(PUBLISHED, ban=lambda problem: detect_ban(problem, settings=BanSettings(seeds=1)))
+    source = SHARED / "zoo" / f"cifar10-resnet18-{model}.onnx"
+    settings = InspectSettings(preprocessing=Preprocessing(), limit=500)
+    return inspect_model(source, SHARED / "data" / "cifar10-calibration.tar", settings, print, looks=looks).ban
+
+
+@pytest.mark.parametrize(("model", "target"), [("badnets", 0), ("wanet", 3), ("blend", 5)])
+def test_ban_names_the_target_of_a_real_backdoor(model, target):
+    found = _ban_of(model)
+    assert found.top_class == target
+    assert found.vote_share > 0.5
+
+
+def test_ban_suspects_no_clean_model():
+    assert _ban_of("clean").verdict == "no evidence"
