@@ -90,18 +90,6 @@ def test_the_released_mask_penalty_pulls_every_entry_by_one_over_the_masks_norm(
     torch.testing.assert_close(gradient, torch.full_like(mask, 1 / 8192))
 
 
-@pytest.mark.parametrize(("limit", "largest"), [(0.3, 0.3), (None, 0.6)])
-def test_noise_stays_in_its_ball_when_projected_and_reaches_twice_as_far_when_not(limit, largest):
-    place = Place(tensor="z", kind="BatchNorm", channel_axis=1)
-    noise = _noise([place], {"z": Reference(scale=torch.ones(500), shift=torch.ones(500))})
-    for _ in range(30):
-        for parameter in noise.parameters:
-            parameter.grad = torch.ones_like(parameter)
-        noise.ascend(0.3 / 30, limit=limit)
-    furthest = max(float(p.detach().abs().max()) for p in noise.parameters)
-    assert largest - 0.005 < furthest <= largest + 1e-6
-
-
 @pytest.mark.parametrize(
     ("histogram", "share", "top"),
     [

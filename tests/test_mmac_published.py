@@ -1,13 +1,14 @@
 """MMAC as published: the numbers that prove a port equal to the official code."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from unit_problems import problem_of, two_classes, with_fixed_batch
 
+from calibrate.bounds import mmac_published
 from calibrate.bounds.clipped_classifier import ClippedClassifier
 from calibrate.bounds.maximum_margin import margins
 from calibrate.bounds.mmac_published import fit_mmac_published, next_cost, objective_gradients
@@ -97,6 +98,43 @@ def test_the_squared_error_pushes_bounds_back_to_where_clean_inputs_are():
 
 def test_bounds_may_turn_negative():
     assert _fit(_easy(), epochs=60, initial_cost=100.0, first_check=1000).upper["a"].min() < 0
+
+
+def test_synthetic_inputs_climb_on_the_original_and_not_on_the_bounded_model():
+    """On the bounded model the other class stays above its bound in half of them, and the bounds would rise."""
+    inputs = np.eye(2)[np.arange(12) % 2]
+    settings = {"epochs": 1, "initial_bound": 0.5, "initial_cost": 0.007, "images_per_class": 50, "ascent_steps": 150}
+    upper = _fit(problem_of(inputs, np.arange(12) % 2, np.eye(2)), **settings).upper["a"]
+    # Pull up: 2 (1 - .5) in half of the rows, over two classes, .25; push down: .007 * 50 = .35, or half of it.
+    np.testing.assert_allclose(upper, 0.4, rtol=1e-4)
+
+
+def test_the_accuracy_that_moves_the_cost_is_the_bounded_models():
+    found = _fit(_easy(), epochs=1, first_check=0, initial_bound=0.0, learning_rate=0.0).settings
+    assert found["training_accuracy"] == 0.5  # no activation is left
+    assert found["final_cost"] == pytest.approx(0.002 / 1.2)
+
+
+def test_the_defaults_are_the_official_codes():
+    assert asdict(PublishedMmacSettings()) == {
+        "epochs": 300, "batch_size": 200, "learning_rate": 0.1, "initial_bound": 1.0, "images_per_class": 50,
+        "ascent_steps": 300, "ascent_learning_rate": 1e-2, "refresh_every": 100, "initial_cost": 0.002,
+        "cost_factor": 1.2, "keep_accuracy": 0.95, "first_check": 40, "check_every": 10,
+    }  # fmt: skip
+
+
+def test_five_hundred_synthetic_inputs_come_in_batches_of_200_200_and_100_beside_the_clean_ones(monkeypatch):
+    sizes = []
+
+    def recorded(classifier, upper, clean, synthetic, cost):
+        sizes.append((len(clean[0]), len(synthetic[0])))
+        return objective_gradients(classifier, upper, clean, synthetic, cost)
+
+    monkeypatch.setattr(mmac_published, "objective_gradients", recorded)
+    rows = np.arange(500) % 10
+    settings = PublishedMmacSettings(epochs=2, ascent_steps=1)
+    fit_mmac_published(problem_of(5 * np.eye(10)[rows], rows, np.eye(10)), settings=settings)
+    assert sizes == 2 * [(200, 200), (200, 200), (100, 100)]
 
 
 def _gradient(n_copies: int, cost: float) -> tuple[float, torch.Tensor]:

@@ -101,7 +101,7 @@ def test_a_channel_that_never_varies_is_known_as_such():
     assert np.isnan(found.unlikeness[1])
 
 
-@pytest.mark.parametrize("term", ["weight", "outgoing", "activation"])
+@pytest.mark.parametrize("term", ["weight", "outgoing", "activation", "relation"])
 def test_each_term_alone_names_the_channel_that_was_made_to_stand_out(term):
     w, v = np.eye(6) + 0.01 * RNG.normal(size=(6, 6)), RNG.uniform(0.9, 1.1, size=(6, 4))
     inputs = RNG.uniform(1, 2, size=(40, 6))
@@ -111,9 +111,19 @@ def test_each_term_alone_names_the_channel_that_was_made_to_stand_out(term):
         v[2] *= 5
     if term == "activation":
         inputs[:, 2] *= 0.01
+    if term == "relation":
+        inputs = 0.1 * inputs + RNG.uniform(1, 2, size=(40, 1))
+        inputs[:, 2] = RNG.uniform(1, 2, size=40)
     scores = score_channels(_problem(_two_layers(w, v), inputs), settings=_only(term)).scores["a"]
     assert scores.shape == (6,)
     assert scores.argmax() == 2
+
+
+def test_the_score_is_the_plain_sum_of_the_four_terms():
+    inputs = RNG.uniform(1, 2, size=(40, 6))
+    found = score_channels(_problem(_two_layers(RNG.normal(size=(6, 6)), RNG.normal(size=(6, 4))), inputs))
+    assert sorted(found.terms["a"]) == ["activation", "outgoing", "relation", "weight"]
+    np.testing.assert_allclose(found.scores["a"], sum(found.terms["a"].values()))
 
 
 def test_terms_that_cannot_be_had_are_left_out_and_named():

@@ -23,9 +23,9 @@ def test_the_published_rule_is_mean_and_2576_thousandths_of_the_deviation_with_n
     assert (threshold.target_fpr, threshold.n) == (0.005, 4)
 
 
-def test_a_higher_rate_takes_a_lower_quantile():
-    scores = np.random.default_rng(0).normal(size=100)
-    assert fit_normal_threshold(scores, 0.05).value < fit_normal_threshold(scores, 0.005).value
+def test_at_5_percent_the_published_rule_takes_1645_thousandths_of_the_deviation():
+    threshold = fit_normal_threshold(np.array([1.0, 2.0, 3.0, 6.0]), 0.05)
+    assert threshold.value == pytest.approx(3 + 1.645 * np.sqrt(14 / 3), abs=1e-12)
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0, np.inf], [1.0, np.nan, 2.0]])
@@ -48,20 +48,23 @@ def test_a_fit_by_the_published_rule_cuts_divergences_of_the_bounds_set(digits, 
     assert alert.n == bundle.manifest.calibration["n_bounds_set"]
 
 
-def test_what_the_published_rule_flags_is_never_answered_with_the_predicted_class(digits_bundle):
-    bundle = load_bundle(digits_bundle)
+def _answers(rng, n_classes: int) -> Answers:
+    outputs = rng.normal(scale=9, size=(200, n_classes)).astype(np.float32)
+    return Answers(outputs=outputs, logits=outputs.astype(np.float64))
+
+
+def test_what_the_published_rule_flags_gets_the_bounded_models_best_other_class_and_no_other_input_does(digits_bundle):
+    bundle, rng = load_bundle(digits_bundle), np.random.default_rng(0)
     cut = fit_normal_threshold(bundle.clean_scores, 0.005)
     manifest = replace(bundle.manifest, score="divergence", thresholds={"alert": cut, "correct": cut})
-    rng = np.random.default_rng(0)
-    original, bounded = (rng.normal(scale=9, size=(200, manifest.n_classes)).astype(np.float32) for _ in range(2))
-    run = ModelRun(
-        original=Answers(outputs=original, logits=original.astype(np.float64)),
-        bounded=Answers(outputs=bounded, logits=bounded.astype(np.float64)),
-    )
+    run = ModelRun(original=_answers(rng, manifest.n_classes), bounded=_answers(rng, manifest.n_classes))
     verdict = Guard.from_bundle(replace(bundle, manifest=manifest)).decide(run)
-    assert verdict.flagged.any()
+    predicted = run.original.logits.argmax(axis=1)
+    others = np.where(np.arange(manifest.n_classes) == predicted[:, None], -np.inf, run.bounded.logits)
+    assert 0 < verdict.flagged.sum() < 200
     assert (verdict.flagged == verdict.corrected).all()
-    assert (verdict.corrected_class != verdict.predicted_class)[verdict.flagged].all()
+    expected = np.where(verdict.flagged, others.argmax(axis=1), predicted)
+    np.testing.assert_array_equal(verdict.corrected_class, expected)
 
 
 def test_the_command_line_takes_the_published_rule_with_its_own_rates_and_says_what_they_are_worth(
