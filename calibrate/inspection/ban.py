@@ -37,6 +37,9 @@ from guard.types import FloatArray, IntArray
 
 __all__ = ["BanFindings", "BanSettings", "detect_ban", "with_rest"]
 
+_Seed = tuple[torch.Generator, Tensor]
+_POOL = 2  # times as many inputs as one seed fits on, to draw from
+_SHARE = 0.8  # of the pool that one seed fits on at most, so that seeds differ
 _LEAST_BATCH = 16  # fewer inputs have no batch statistics worth the name
 
 
@@ -51,9 +54,9 @@ class _Task:
     split: FeatureSplit
     places: Sequence[Place]
     references: Mapping[str, Reference]
-    fitting: Tensors
-    labels: Tensor  # of the fitting inputs
-    features: Tensor  # of the fitting inputs
+    pool: Tensors  # the inputs that every seed draws from
+    labels: Tensor  # of the pool
+    features: Tensor  # of the pool
 
     @property
     def piece(self) -> int:
@@ -78,10 +81,9 @@ def detect_ban(problem: InspectionProblem, *, settings: BanSettings | None = Non
             f"{len(problem.inputs)} clean samples are too few for BAN; it takes at least {LEAST_SAMPLES}: give more"
         )
     task = _prepare(problem, settings)
-    seeds = np.random.SeedSequence(problem.seed).generate_state(settings.seeds)
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    masks = list(_masks(task, generators))
-    noises = list(_noises(task, generators))
+    seeds = list(_seeds(task))
+    masks = list(_masks(task, seeds))
+    noises = list(_noises(task, seeds))
     votes = list(_votes(task, masks, noises))
     return findings_of(
         votes,
@@ -114,8 +116,8 @@ def _prepare(problem: InspectionProblem, settings: BanSettings) -> _Task:
             f"BAN has nothing to put noise on: no convolution, matrix product or normalisation lies between the input "
             f"and the features '{split.tensor}'; expected at least one"
         )
-    n_fitting = min(settings.n_fitting, len(problem.inputs))
-    features, references = _look_at_clean(problem, model, split, places, n_fitting=n_fitting, size=size)
+    n_pool = min(_POOL * settings.n_fitting, len(problem.inputs))
+    features, references = _look_at_clean(problem, model, split, places, n_pool=n_pool, size=size)
     return _Task(
         problem=problem,
         settings=settings,
@@ -124,8 +126,8 @@ def _prepare(problem: InspectionProblem, settings: BanSettings) -> _Task:
         split=split,
         places=places,
         references=references,
-        fitting=_tensors(problem, slice(0, n_fitting)),
-        labels=torch.from_numpy(problem.labels[:n_fitting]).to(device),
+        pool=_tensors(problem, slice(0, n_pool)),
+        labels=torch.from_numpy(problem.labels[:n_pool]).to(device),
         features=features,
     )
 
@@ -137,31 +139,40 @@ def _look_at_clean(
     split: FeatureSplit,
     places: Sequence[Place],
     *,
-    n_fitting: int,
+    n_pool: int,
     size: int,
 ) -> tuple[Tensor, Mapping[str, Reference]]:
     """Return the features of the fitting inputs and what the places do on them."""
     moments = {place.tensor: ChannelMoments(place) for place in places}
     features = []
-    for rows in batches(n_fitting, size):
+    for rows in batches(n_pool, size):
         n = rows.stop - rows.start
         at: dict[str, Change] = {t: partial(m.record, kept=n / (model.fixed_batch or n)) for t, m in moments.items()}
         features.append(model.rows(_tensors(problem, rows), output=split.tensor, at=at))
-        problem.progress("BAN: clean features", rows.stop, n_fitting)
+        problem.progress("BAN: clean features", rows.stop, n_pool)
     names = sorted({name for place in places for name in (place.scale, place.shift) if name})
     constants = dict(zip(names, model(_tensors(problem, slice(0, 1)), outputs=names), strict=True))
     return torch.cat(features), {tensor: m.reference(constants) for tensor, m in moments.items()}
 
 
-def _masks(task: _Task, generators: Sequence[torch.Generator]) -> Iterator[Tensor]:
+def _seeds(task: _Task) -> Iterator[_Seed]:
+    """Yield what each seed draws with, and the rows of the pool that it fits on: they change votes more than noise."""
+    n = min(task.settings.n_fitting, math.ceil(_SHARE * len(task.labels)))
+    for seed in np.random.SeedSequence(task.problem.seed).generate_state(task.settings.seeds):
+        generator = torch.Generator().manual_seed(int(seed))
+        yield generator, torch.randperm(len(task.labels), generator=generator)[:n]
+
+
+def _masks(task: _Task, seeds: Sequence[_Seed]) -> Iterator[Tensor]:
     def head(features: Tensor) -> Tensor:
         return task.head.rows(features, output=task.problem.logits, size=task.model.fixed_batch)
 
-    for i, generator in enumerate(generators):
+    for i, (generator, drawn) in enumerate(seeds):
+        rows = drawn.to(task.labels.device)
         yield learn_mask(
             head,
-            task.features,
-            task.labels,
+            task.features[rows],
+            task.labels[rows],
             weight=task.settings.mask_weight or 0.0,
             settings=task.settings,
             generator=generator,
@@ -169,10 +180,10 @@ def _masks(task: _Task, generators: Sequence[torch.Generator]) -> Iterator[Tenso
         )
 
 
-def _noises(task: _Task, generators: Sequence[torch.Generator]) -> Iterator[NeuronNoise]:
+def _noises(task: _Task, seeds: Sequence[_Seed]) -> Iterator[NeuronNoise]:
     """Seek one noise per seed: every step sees another batch, so that it serves the whole fitting set."""
     settings = task.settings
-    for i, generator in enumerate(generators):
+    for i, (generator, drawn) in enumerate(seeds):
         report = _counter(task, "BAN: neuron noise", i, settings.noise_steps)
         noise = NeuronNoise(
             task.places,
@@ -182,17 +193,18 @@ def _noises(task: _Task, generators: Sequence[torch.Generator]) -> Iterator[Neur
             generator=generator,
         )
         for step in range(1, settings.noise_steps + 1):
-            _add_gradients(task, noise, generator, step)
+            _add_gradients(task, noise, (generator, drawn), step)
             noise.ascend(settings.noise / settings.noise_steps, limit=settings.noise if settings.project else None)
             report(step)
         yield noise
 
 
-def _add_gradients(task: _Task, noise: NeuronNoise, generator: torch.Generator, step: int) -> None:
+def _add_gradients(task: _Task, noise: NeuronNoise, seed: _Seed, step: int) -> None:
+    generator, drawn = seed
     n_pieces = -(-task.settings.batch_size // task.piece)
     for _ in range(n_pieces):
-        rows = torch.randint(len(task.labels), (task.piece,), generator=generator)
-        inputs = each(itemgetter(rows), task.fitting)
+        rows = drawn[torch.randint(len(drawn), (task.piece,), generator=generator)]
+        inputs = each(itemgetter(rows), task.pool)
         (logits,) = task.model(inputs, outputs=[task.problem.logits], at=noise.changes(training=True))
         loss = F.cross_entropy(logits.float(), task.labels[rows.to(task.labels.device)])
         if not torch.isfinite(loss):

@@ -26,7 +26,7 @@ class BanSettings:
         mask_steps: Adam steps. Code: 20 epochs of 20 batches (README: ``--print-every 20``).
         mask_learning_rate: Of Adam. README and code: 0.01.
         batch_size: Inputs per step of either search. Code: 128.
-        n_fitting: How many of the clean inputs either search may see. Code: 500, 1 % of CIFAR-10's training set.
+        n_fitting: How many clean inputs the searches of one seed see. Code: 500, 1 % of CIFAR-10's training set.
         n_votes: How many clean inputs vote at most, those fitted on among them. Code: 5000, 10 % of it.
     """
 

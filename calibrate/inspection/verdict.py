@@ -1,13 +1,14 @@
 """From what each look found to one verdict. The rule is ours; every look's own rule is its source's.
 
-A finding is strong or weak. Strong is an alarm of the lint. Weak are a warning of the lint, BAN's `suspicious` and
-`grey`, a class that the head's weights favour (p <= 0.05), and triggers that reach the suspected class by LEAD more
-than they reach a control class. One strong finding, or two weak ones that name the same class, make a suspicion;
-anything less than that and more than nothing is grey. Nothing found proves nothing. BAN alone is weak, because small
-clean networks gather their votes too (benchmarks/results.md, `inspection`).
+A finding is strong, weak or a hint. Strong is an alarm of the lint. Weak are a warning of the lint, BAN's `suspicious`,
+a class that the head's weights favour (p <= 0.05), and triggers that reach the suspected class by LEAD more than they
+reach a control class. BAN's `grey` is a hint, which counts where a weak finding names the same class. One strong
+finding, or two others that name the same class, make a suspicion; any other weak one is grey. Nothing found proves
+nothing. BAN alone is never strong, because small clean networks gather their votes too (benchmarks/results.md,
+`inspection`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,7 @@ too, but hardly by half of all images."""
 
 _SUSPICIOUS_SHARE = 0.5  # of BAN's votes beyond the usual, see ban_findings.decide
 
-Strength = Literal["strong", "weak", "none"]
+Strength = Literal["strong", "weak", "hint", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,8 @@ def judge(evidence: Iterable[Evidence]) -> Judgement:
     strong = [e for e in found if e.strength == "strong"]
     weak = [e for e in found if e.strength == "weak"]
     named = [e.target_class for e in weak if e.target_class is not None]
-    agreed = [c for c in named if named.count(c) > 1]
+    hinted = [e.target_class for e in found if e.strength == "hint"]
+    agreed = [c for c in named if (named + hinted).count(c) > 1]
     verdict = SUSPECTED if strong or agreed else GREY if weak else NO_EVIDENCE
     classes = [*(e.target_class for e in strong if e.target_class is not None), *agreed, *named]
     return Judgement(verdict=verdict, suspected_target_class=next(iter(classes), None), evidence=found)
@@ -143,10 +145,11 @@ def _of_prior(prior: ClassPrior) -> Evidence:
 
 
 def _of_ban(ban: BanFindings) -> Evidence:
+    strengths: Mapping[str, Strength] = {"suspicious": "weak", "grey": "hint", "no evidence": "none"}
     low, high = ban.interval
     return Evidence(
         look="ban",
-        strength="none" if ban.verdict == "no evidence" else "weak",
+        strength=strengths[ban.verdict],
         target_class=ban.suspected_target_class,
         statement=f"under neuron noise {ban.vote_share:.0%} of clean inputs vote for class {ban.top_class}"
         f" (95 % interval {low:.0%} to {high:.0%}), which {ban.clean_share:.0%} belong to;"
