@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.images import load_images
 from benchmarks.timing import silent
 from calibrate.bounds import METHODS, Method
-from calibrate.data import Preprocessing, load_samples
+from calibrate.data import Preprocessing
 from calibrate.evaluation import Evaluation
 from calibrate.pipeline import FitSettings, evaluate_bundle, fit_bundle
 from guard.runtime import Guard
@@ -50,15 +51,7 @@ def run(
         source, data / "cifar10-calibration.tar", out / "bundle", settings, silent, methods=methods
     )
     clean, triggered = (
-        load_samples(
-            path,
-            inputs=manifest.inputs,
-            n_classes=10,
-            preprocessing=Preprocessing(),
-            limit=None,
-            seed=0,
-            progress=silent,
-        )
+        load_images(path, manifest.inputs)
         for path in (data / "cifar10-test.tar", source.with_name(f"cifar10-resnet18-{model}-triggered.npz"))
     )
     return evaluate_bundle(Guard.load(out / "bundle"), clean, triggered, silent)

@@ -18,11 +18,10 @@ import onnx
 from onnx import numpy_helper
 
 from benchmarks.detection import SHARED
+from benchmarks.images import load_images
 from benchmarks.models import write_resnet18
 from benchmarks.one_part import HUNDREDTHS, LOOKS
-from benchmarks.timing import silent
 from calibrate.bounds import METHODS
-from calibrate.data import Preprocessing, load_samples
 from calibrate.forward import forward, predict
 from calibrate.graph import read_classifier
 from guard.types import FloatArray
@@ -60,15 +59,7 @@ def _write_model_and_samples(out: Path) -> tuple[Path, Path]:
     if place.exists() and data.exists():
         return place, data
     classifier = read_classifier(write_resnet18(out / "resnet18.onnx"))
-    samples = load_samples(
-        SHARED / "data" / "cifar10-calibration.tar",
-        inputs=classifier.inputs,
-        n_classes=classifier.n_classes,
-        preprocessing=Preprocessing(),
-        limit=N,
-        seed=0,
-        progress=silent,
-    )
+    samples = load_images(SHARED / "data" / "cifar10-calibration.tar", classifier.inputs, limit=N)
     logits = np.concatenate([found[classifier.logits] for _, found in forward(classifier.model, ["logits"], samples)])
     _standardise(classifier.model.graph, logits.mean(axis=0), logits.std(axis=0))
     onnx.save(classifier.model, place)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.detection import SHARED
+from benchmarks.images import load_images
 from benchmarks.timing import silent
 from calibrate.bounds import METHODS
-from calibrate.data import CalibrationSplit, Preprocessing, Samples, load_samples
+from calibrate.data import CalibrationSplit, Samples
 from calibrate.graph import Classifier, find_sites, read_classifier
 from calibrate.sites import ActivationBounds, BoundsProblem
 from guard.errors import CalibrationError
@@ -62,15 +63,7 @@ def fit_apart(model: Path, method: str, n: int, place: Path) -> OneFit:
 
 def load_split(classifier: Classifier, n: int) -> CalibrationSplit:
     """Return n images for the bounds, balanced by class, and 1100 others for the thresholds, always the same."""
-    samples = load_samples(
-        SHARED / "data" / "cifar10-calibration.tar",
-        inputs=classifier.inputs,
-        n_classes=classifier.n_classes,
-        preprocessing=Preprocessing(),
-        limit=None,
-        seed=0,
-        progress=silent,
-    )
+    samples = load_images(SHARED / "data" / "cifar10-calibration.tar", classifier.inputs)
     pool = samples.take(np.arange(_N_FOR_BOUNDS))
     thresholds = samples.take(np.arange(_N_FOR_BOUNDS, _N_FOR_BOUNDS + _N_FOR_THRESHOLDS))
     return CalibrationSplit(bounds=_balanced(pool, n), threshold=thresholds, held_out=thresholds)

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 
 from benchmarks.detection import SHARED
+from benchmarks.images import load_images
 from benchmarks.one_fit import OneFit, fit_apart, load_split
-from benchmarks.timing import silent
-from calibrate.data import Preprocessing, Samples, load_samples
+from calibrate.data import Samples
 from calibrate.edit import insert_bounds
 from calibrate.evaluation import Answered, Evaluation, evaluate
 from calibrate.forward import forward
@@ -73,9 +73,9 @@ class _Bench:
     @classmethod
     def open(cls, model: Path) -> "_Bench":
         classifier = read_classifier(model)
-        samples = {"clean": _load(SHARED / "data" / "cifar10-test.tar", classifier)}
+        samples = {"clean": load_images(SHARED / "data" / "cifar10-test.tar", classifier.inputs)}
         if (place := model.with_name(f"{model.stem}-triggered.npz")).exists():
-            samples["triggered"] = _load(place, classifier)
+            samples["triggered"] = load_images(place, classifier.inputs)
         answers = {part: _answers(classifier.model, classifier.logits, found) for part, found in samples.items()}
         return cls(classifier=classifier, samples=samples, original=answers)
 
@@ -90,18 +90,6 @@ class _Bench:
             original = self.original[part] if part in self.original else _answers(model, logits, samples)
             runs[part] = ModelRun(original=original, bounded=_answers(bounded, logits, samples))
         return runs
-
-
-def _load(place: Path, classifier: Classifier) -> Samples:
-    return load_samples(
-        place,
-        inputs=classifier.inputs,
-        n_classes=classifier.n_classes,
-        preprocessing=Preprocessing(),
-        limit=None,
-        seed=0,
-        progress=silent,
-    )
 
 
 def _answers(model: onnx.ModelProto, logits: str, samples: Samples) -> Answers:

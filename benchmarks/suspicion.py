@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.anp import AnpSettings, Masked, fit_masks, masking
 from benchmarks.detection import SHARED
+from benchmarks.images import load_images
 from benchmarks.pruning import PruningRule, Switchable, keeping, prune
 from benchmarks.timing import silent
-from calibrate.data import Preprocessing, Samples, load_samples
+from calibrate.data import Samples
 from calibrate.differentiable import Change, DifferentiableModel
 from calibrate.graph import Classifier, find_sites, read_classifier
 from calibrate.inspection.problem import InspectionProblem
@@ -52,7 +53,7 @@ class _Subject:
             model=DifferentiableModel(classifier.model), logits=classifier.logits, sites=find_sites(classifier.model)
         )
         calibration, clean, triggered = (
-            _samples(classifier, source, limit)
+            load_images(source, classifier.inputs, limit=limit)
             for source, limit in (
                 (SHARED / "data" / "cifar10-calibration.tar", None),
                 (SHARED / "data" / "cifar10-test.tar", N_TESTED),
@@ -202,7 +203,7 @@ def _agreement(
 @torch.no_grad()
 def _trigger_changes(subject: _Subject) -> dict[str, FloatArray]:
     """Return (K,) mean absolute changes by site, between triggered images and the clean ones that they come from."""
-    everything = _samples(subject.classifier, SHARED / "data" / "cifar10-test.tar", None)
+    everything = load_images(SHARED / "data" / "cifar10-test.tar", subject.classifier.inputs)
     clean, triggered = _arrays(everything), _arrays(subject.triggered)
     rows = _origins(triggered, clean)
     sums: dict[str, FloatArray] = {}
@@ -225,13 +226,6 @@ def _origins(triggered: FloatArray, clean: FloatArray) -> IntArray:
 
 def _arrays(rows: Rows) -> FloatArray:
     return np.asarray(rows[0 : len(rows)])
-
-
-def _samples(classifier: Classifier, source: Path, limit: int | None) -> Samples:
-    return load_samples(
-        source, inputs=classifier.inputs, n_classes=classifier.n_classes, preprocessing=Preprocessing(), limit=limit,
-        seed=0, progress=silent,
-    )  # fmt: skip
 
 
 def _balanced(labels: IntArray | None, n: int, seed: int) -> IntArray:

@@ -1,5 +1,6 @@
 """What several test modules share and is slow to make."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,14 @@ def good_fit(digits, tmp_path) -> dict[str, Path]:
     """Return the paths of a fit that would work, its bundle in an empty folder."""
     (tmp_path / "out").mkdir()
     return {"model": digits.model, "data": digits.clean, "bundle": tmp_path / "out" / "bundle"}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Keep torch's threads from waiting for each other over small tensors."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)

@@ -1,7 +1,5 @@
 """Margins, the range that synthetic inputs have, and the climb to a large margin."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -13,19 +11,12 @@ from calibrate.bounds.climbers import Climbers, Start, climb, renew_climbers, st
 from calibrate.bounds.maximum_margin import InputRange, ascend, ascend_by_sign, margins
 from calibrate.preprocessing import input_channel_axis
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEAD = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 UNITS = torch.rand(20, 6, generator=torch.Generator().manual_seed(1))
 CLASSES = torch.arange(20) % 3
 LOGITS = hnp.arrays(np.float32, (5, 4), elements=st.floats(-100, 100, width=32))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch's threads from waiting for each other over tensors this small."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def _curved(inputs: torch.Tensor) -> torch.Tensor:

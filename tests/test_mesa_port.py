@@ -17,20 +17,13 @@ from calibrate.inspection.trigger_synthesis import Synthesis, synthesise
 from calibrate.inspection.victim import Pixels, Victim
 from calibrate.sites import RowsInMemory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PATCH = TriggerKind(family="patch", size=3)
 CORNERS = corners_of((8, 8), 3)
 OFFICIAL = replace(MesaSettings.official_code(), width=16, iterations=1, batch_size=32)
 QUICK = MesaSettings(kinds=(PATCH,), width=16, iterations=1, batch_size=32)
 ANOTHER = 1  # class than the target, 0
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Keep torch's threads from waiting for each other over tensors this small."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def _model():

@@ -1,7 +1,6 @@
 """Our form of MMAC: what it keeps, what it promises of the bounds, and where it says no."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -28,16 +27,9 @@ from calibrate.statistics import Moments
 from guard.errors import CalibrationError
 from guard.runtime import Guard
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = {"steps": 30, "n_synthetic": 12, "synthetic_batch_size": 6, "first_ascent_steps": 5, "ascent_steps": 2}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch's threads from waiting for each other over tensors this small."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def _fit(problem: BoundsProblem, **changes) -> ActivationBounds:

@@ -1,6 +1,5 @@
 """MMAC as published: the numbers that prove a port equal to the official code."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -16,16 +15,9 @@ from calibrate.bounds.mmac_settings import PublishedMmacSettings
 from calibrate.sites import BoundsProblem, Site
 from guard.errors import CalibrationError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = {"epochs": 3, "images_per_class": 4, "ascent_steps": 5}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch's threads from waiting for each other over tensors this small."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def _fit(problem: BoundsProblem, **changes):

@@ -1,6 +1,5 @@
 """UNIT, ours: bounds that keep what the model says, whatever the scale of its activations, and honest validation."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,16 +15,9 @@ from calibrate.bounds.validation import split_in_classes
 from calibrate.evaluation import accuracy_drop_limit
 from guard.errors import CalibrationError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHORT = UnitSettings(steps=40)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch's threads from waiting for each other over tensors this small."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def _problem(**changes):

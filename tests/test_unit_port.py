@@ -14,14 +14,7 @@ from calibrate.bounds.unit_published import fit_unit_published as fit
 from calibrate.graph import find_sites
 from calibrate.sites import BoundsProblem
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Keep torch's threads from waiting for each other over tensors this small."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_accuracy_that_decides_is_measured_after_the_update():

@@ -1,7 +1,5 @@
 """UNIT as published: the numbers that prove a port equal to the official code."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -16,16 +14,9 @@ from calibrate.bounds.validation import split_in_classes
 from calibrate.sites import ActivationBounds, Site
 from guard.errors import CalibrationError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch's threads from waiting for each other over tensors this small."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def _drift(n_channels: int, **changes) -> float:
