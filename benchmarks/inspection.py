@@ -1,7 +1,7 @@
 """What `inspect` says about backdoored and clean models: the CIFAR-10 ones beside the repository, and digits.
 
-The full depth takes a quarter of an hour per CIFAR-10 model. Stopped, it goes on where it was: inspections are kept;
-``inspection:kept`` tells what there is without looking at more models.
+The full depth takes more than half an hour of one core per CIFAR-10 model. Stopped, it goes on
+where it was: inspections are kept; ``inspection:kept`` tells what there is without looking at more models.
 """
 
 import json
