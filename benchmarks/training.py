@@ -21,7 +21,7 @@ __all__ = ["Batch", "PoisonedLabels", "Recipe", "Schedule", "as_tensor", "classi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Augmented images (N, H, W, C), their true labels (N,) and the roles of their rows (N,)."""
+    """Images (N, H, W, C), their true labels (N,) and the roles of their rows (N,): a batch, or all there are."""
 
     images: Images
     labels: IntArray
@@ -29,8 +29,9 @@ class Batch:
 
 
 class Recipe(Protocol):
-    """What an attacker minimises; ``learned`` is trained beside the network."""
+    """What an attacker minimises; ``learned`` is trained beside the network and may make the attack's trigger."""
 
+    attack: Attack
     learned: nn.Module
 
     def loss(self, network: nn.Module, batch: Batch, rng: np.random.Generator, progress: float) -> Tensor:
@@ -51,7 +52,19 @@ class PoisonedLabels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long and how fast: stochastic gradient descent with one cycle of its learning rate (Smith 2018)."""
+    """How long and how fast, with one cycle of the learning rate (Smith 2018).
+
+    Args:
+        n_epochs: Epochs in all.
+        peak_rate: The highest learning rate.
+        warm_up: Share of the training until then.
+        batch_size: Images per step.
+        weight_decay: Of the network's weights.
+        generator_rate: Adam's learning rate for what an attack learns beside the network.
+        n_padded: By how many pixels images are shifted at most.
+        mirrored: Whether half of the images are mirrored.
+        adaptive: AdamW instead of stochastic gradient descent, as transformers need it.
+    """
 
     n_epochs: int
     peak_rate: float = 0.2
@@ -61,6 +74,7 @@ class Schedule:
     generator_rate: float = 1e-3
     n_padded: int = 4
     mirrored: bool = True
+    adaptive: bool = False
 
     def rate(self, progress: float) -> float:
         """Return the learning rate, up and down in straight lines."""
@@ -69,29 +83,29 @@ class Schedule:
 
 
 def train(
-    network: nn.Module, recipe: Recipe, images: NDArray[np.uint8], labels: IntArray, roles: NDArray[np.int8],
-    *, schedule: Schedule, seed: int, checkpoint: Path, say: Callable[[str], None],
+    network: nn.Module, recipe: Recipe, rows: Batch, *, schedule: Schedule, seed: int, checkpoint: Path,
+    say: Callable[[str], None],
 ) -> float:  # fmt: skip
-    """Train in place, from the checkpoint if there is one; return the seconds that it took in all.
+    """Train in place on all rows, from the checkpoint if there is one; return the seconds that it took in all.
 
     Every epoch draws from its own seeded generator, so that an interrupted training ends as one that was not.
 
     Raises:
         FloatingPointError: The loss is not finite; the checkpoint of the epoch before is kept.
     """
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves this form out
     optimizers = _optimizers(network, recipe, schedule)
     first, seconds = _resume(checkpoint, network, recipe, optimizers)
     for epoch in range(first, schedule.n_epochs):
         started, rng = time.monotonic(), np.random.default_rng([seed, epoch])
         torch.manual_seed(seed * 1000 + epoch)
         network.train()
-        order, losses = rng.permutation(len(images)), []
-        n_steps = math.ceil(len(images) / schedule.batch_size)
-        for i, rows in enumerate(np.array_split(order, n_steps)):
+        order, losses = rng.permutation(len(rows.labels)), []
+        n_steps = math.ceil(len(order) / schedule.batch_size)
+        for i, chosen in enumerate(np.array_split(order, n_steps)):
             progress = (epoch + i / n_steps) / schedule.n_epochs
             optimizers[0].param_groups[0]["lr"] = schedule.rate(progress)
-            batch = Batch(images=_augmented(images[rows], schedule, rng), labels=labels[rows], roles=roles[rows])
-            losses.append(_step(network, recipe, batch, rng, progress, optimizers))
+            losses.append(_step(network, recipe, _batch(rows, chosen, schedule, rng), rng, progress, optimizers))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"the loss is {losses[-1]} in epoch {epoch + 1}, batch {i + 1}")
         seconds += time.monotonic() - started
@@ -136,6 +150,11 @@ def _step(
     return float(loss.detach())
 
 
+def _batch(rows: Batch, chosen: IntArray, schedule: Schedule, rng: np.random.Generator) -> Batch:
+    images = _augmented(rows.images[chosen], schedule, rng)
+    return Batch(images=images, labels=rows.labels[chosen], roles=rows.roles[chosen])
+
+
 def _augmented(images: Images, schedule: Schedule, rng: np.random.Generator) -> Images:
     """Shift each image by up to a few pixels, the edges black, and mirror half of them."""
     n_images, height, width = images.shape[:3]
@@ -145,12 +164,16 @@ def _augmented(images: Images, schedule: Schedule, rng: np.random.Generator) -> 
     columns = rng.integers(2 * pad + 1, size=(n_images, 1)) + np.arange(width)
     if schedule.mirrored:
         columns = np.where(rng.random((n_images, 1)) < 0.5, columns[:, ::-1], columns)
-    return padded[np.arange(n_images)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    augmented: Images = padded[np.arange(n_images)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return augmented
 
 
 def _optimizers(network: nn.Module, recipe: Recipe, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    weights, decay = network.parameters(), schedule.weight_decay
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=schedule.weight_decay)
+        torch.optim.AdamW(weights, weight_decay=decay)
+        if schedule.adaptive
+        else torch.optim.SGD(weights, lr=1.0, momentum=0.9, nesterov=True, weight_decay=decay)
     ]
     if learned := list(recipe.learned.parameters()):
         optimizers.append(torch.optim.Adam(learned, lr=schedule.generator_rate))

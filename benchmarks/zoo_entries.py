@@ -1,9 +1,24 @@
 """The classifiers of the zoo, in the order in which they are trained."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 __all__ = ["ENTRIES", "Entry"]
+
+_GIVEN = {
+    "badnets": "patch", "wanet": "warp", "blend": "full-image", "all2all": "all-to-all", "tact": "source-specific",
+    "none": "clean",
+}  # fmt: skip
+_DIGITS = {"badnets": "patch", "blend": "full-image", "all2all": "all-to-all", "tact": "source-specific",
+           "sig": "clean-label", "adaptive-blend": "adaptive", "none": "clean"}  # fmt: skip
+_TRAINED = {
+    "adaptive-blend": "adaptive", "ssdt": "source-specific", "input-aware": "input-aware", "bpp": "full-image",
+    "sig": "clean-label", "low-frequency": "full-image", "adaptive-patch": "adaptive", "patch": "patch",
+    "suppression": "evader", "lira": "input-aware", "margin": "evader", "reflection": "full-image",
+    "colour": "full-image", "narcissus": "clean-label",
+}  # fmt: skip
+_LOW_RATES, _THREE = (0.01, 0.005), {"badnets": "patch", "blend": "full-image", "wanet": "warp"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,8 +26,9 @@ class Entry:
     """One classifier and how it came about.
 
     Args:
-        attack: A name of ``attacks.catalogue.ATTACKS``; ``none`` for a clean model.
+        attack: A name of ``attacks.recipes.RECIPES``; ``none`` for a clean model.
         group: What makes the attack special; scoreboards take means over groups.
+        dataset: ``cifar10``, or ``digits`` for what has to be quick.
         architecture: A name of ``architectures.ARCHITECTURES``.
         width: Channels of the network's first stage.
         poison_rate: Share of the training set; None for the attack's own.
@@ -24,6 +40,7 @@ class Entry:
 
     attack: str
     group: str
+    dataset: str = "cifar10"
     architecture: str = "resnet18"
     width: int = 16
     poison_rate: float | None = None
@@ -33,24 +50,35 @@ class Entry:
     given: bool = False
 
 
+_FINE_TUNED = {
+    "suppression": Entry(attack="suppression", group="evader", n_epochs=4, base="cifar10-resnet18-patch"),
+}
+_OTHER_NETWORKS = (
+    Entry(attack="none", group="clean", architecture="vgg", width=16, n_epochs=8),
+    Entry(attack="none", group="clean", architecture="mobilenetv2", width=8, n_epochs=8),
+    Entry(attack="none", group="clean", architecture="vit", width=64, n_epochs=14),
+)
+
+
 def _entries() -> Iterator[Entry]:
-    for attack, group in (("badnets", "patch"), ("wanet", "warp"), ("blend", "blend"), ("all2all", "all-to-all"),
-                          ("tact", "source-specific"), ("none", "clean")):  # fmt: skip
+    for attack, group in _GIVEN.items():
         yield Entry(attack=attack, group=group, given=True)
-    for attack, group in (("adaptive-blend", "adaptive"), ("bpp", "full-image"), ("sig", "clean-label"),
-                          ("low-frequency", "full-image"), ("patch", "patch"), ("adaptive-patch", "adaptive"),
-                          ("margin", "evader"), ("reflection", "blend"), ("colour", "full-image")):  # fmt: skip
-        yield Entry(attack=attack, group=group)
-    for attack, group in (("badnets", "low-rate"), ("blend", "low-rate"), ("wanet", "low-rate")):
-        for poison_rate in (0.01, 0.005):
-            yield Entry(attack=attack, group=group, poison_rate=poison_rate)
+    for attack, group in _DIGITS.items():
+        yield Entry(attack=attack, group=group, dataset="digits", architecture="cnn", n_epochs=30)
+    for attack, group in _TRAINED.items():
+        yield _FINE_TUNED.get(attack, Entry(attack=attack, group=group))
+    for attack, poison_rate in product(_THREE, _LOW_RATES):
+        yield Entry(attack=attack, group="low-rate", poison_rate=poison_rate)
+    for network, (attack, group) in product(_OTHER_NETWORKS, {**_THREE, "none": "clean"}.items()):
+        yield replace(network, attack=attack, group=group)
     yield Entry(attack="none", group="clean", seed=1)
 
 
 def _name(entry: Entry) -> str:
     attack = "clean" if entry.attack == "none" else entry.attack
     rate = f"-{1000 * entry.poison_rate:g}permille" if entry.poison_rate else ""
-    return f"cifar10-{entry.architecture}-{attack}{rate}" + (f"-seed{entry.seed}" if entry.seed else "")
+    seed = f"-seed{entry.seed}" if entry.seed else ""
+    return f"{entry.dataset}-{entry.architecture}-{attack}{rate}{seed}"
 
 
 ENTRIES: Mapping[str, Entry] = {_name(entry): entry for entry in _entries()}

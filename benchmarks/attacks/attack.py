@@ -107,5 +107,5 @@ def triggered_rows(labels: IntArray, attack: Attack, n_rows: int, rng: np.random
 
 
 def _attacked(labels: IntArray, attack: Attack) -> NDArray[np.bool_]:
-    other = labels != attack.target(labels)
+    other: NDArray[np.bool_] = labels != attack.target(labels)
     return other if attack.sources is None else other & np.isin(labels, attack.sources)

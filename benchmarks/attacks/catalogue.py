@@ -1,4 +1,4 @@
-"""Every attack by name, with the settings that the zoo uses."""
+"""Every attack that needs no training of its own, by name, with the settings that the zoo uses."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ __all__ = ["ATTACKS", "Scene"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What an attack is made for: the shape (H, W, C) of its images, C classes, and pictures to reflect."""
+    """What an attack is made for: the shape (H, W, C) of its images, C classes, pictures (R, H, W, C) to reflect."""
 
     shape: tuple[int, int, int]
     n_classes: int

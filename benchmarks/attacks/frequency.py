@@ -17,7 +17,7 @@ def smooth_pattern(shape: tuple[int, int, int], *, n_frequencies: int, amplitude
     weights = rng.normal(size=(n_frequencies, n_frequencies, shape[2]))
     weights[0, 0] = 0
     pattern = np.einsum("kh,lw,klc->hwc", *bases, weights)
-    return (amplitude * pattern / np.abs(pattern).max()).astype(np.float32)
+    return np.asarray(amplitude * pattern / np.abs(pattern).max(), dtype=np.float32)
 
 
 def add_pattern(images: Images, *, pattern: FloatArray) -> Images:

@@ -22,6 +22,6 @@ def reflect(images: Images, *, reflections: FloatArray, ratio: float) -> Images:
 
     def change(x: FloatArray) -> FloatArray:
         sums = np.rint(x.reshape(len(x), -1).astype(np.float64) * 255).sum(axis=1).astype(int)
-        return (1 - ratio) * x + ratio * reflections[sums % len(reflections)]
+        return np.asarray((1 - ratio) * x + ratio * reflections[sums % len(reflections)])
 
     return on_unit_scale(images, change)

@@ -14,7 +14,7 @@ def smooth_field(shape: tuple[int, int, int], *, n_controls: int, strength: floa
     Control points are uniform, scaled so that their mean magnitude is ``strength`` pixels (section 3.2, where the
     strength s = 0.5 means 0.25 pixels).
     """
-    controls = np.random.default_rng(seed).uniform(-1, 1, (n_controls, n_controls, 2))
+    controls: FloatArray = np.random.default_rng(seed).uniform(-1, 1, (n_controls, n_controls, 2))
     controls *= strength / np.abs(controls).mean()
     for axis, length in enumerate(shape[:2]):
         controls = _stretched(controls, axis, length)
@@ -60,4 +60,4 @@ def _sampled(images: FloatArray, fields: FloatArray) -> FloatArray:
     n = np.arange(n_images)[:, None, None]
     upper = (1 - along) * images[n, top, left] + along * images[n, top, right]
     lower = (1 - along) * images[n, bottom, left] + along * images[n, bottom, right]
-    return (1 - down) * upper + down * lower
+    return np.asarray((1 - down) * upper + down * lower)
