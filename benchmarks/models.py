@@ -1,14 +1,15 @@
-"""A full-width ResNet-18 for 32 x 32 inputs, for measuring cost where its answers do not matter."""
+"""Networks as ONNX files: those that measurements train, and an untrained one where answers do not matter."""
 
 import logging
 import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.architectures import resnet18
 
-__all__ = ["write_resnet18"]
+__all__ = ["export_network", "write_resnet18"]
 
 
 def write_resnet18(path: Path, *, width: int = 64, n_classes: int = 10) -> Path:
@@ -16,13 +17,17 @@ def write_resnet18(path: Path, *, width: int = 64, n_classes: int = 10) -> Path:
     if path.exists():
         return path
     torch.manual_seed(0)
-    model = resnet18(width, n_classes).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
+    export_network(resnet18(width, n_classes), torch.zeros(2, 3, 32, 32), path)
+    return path
+
+
+def export_network(network: nn.Module, example: Tensor, path: Path) -> None:
+    """Write a network as ONNX with a free batch axis, from ``input`` to ``logits``; the exporter folds BatchNorm."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model, (torch.zeros(2, 3, 32, 32),), str(path), input_names=["input"], output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False,
+            network.eval(), (example,), str(path), input_names=["input"], output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False, opset_version=18,
         )  # fmt: skip
-    return path

@@ -11,7 +11,7 @@ _GIVEN = {
     "none": "clean",
 }  # fmt: skip
 _DIGITS = {"badnets": "patch", "blend": "full-image", "all2all": "all-to-all", "tact": "source-specific",
-           "sig": "clean-label", "adaptive-blend": "adaptive", "none": "clean"}  # fmt: skip
+           "adaptive-blend": "adaptive", "none": "clean"}  # fmt: skip
 _TRAINED = {
     "adaptive-blend": "adaptive", "ssdt": "source-specific", "input-aware": "input-aware", "bpp": "full-image",
     "sig": "clean-label", "low-frequency": "full-image", "adaptive-patch": "adaptive", "patch": "patch",

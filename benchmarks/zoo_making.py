@@ -1,8 +1,6 @@
 """Make one entry of the zoo: poison, train, measure, write."""
 
 import json
-import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +15,12 @@ from benchmarks.attacks.attack import Attack, choose_roles, triggered_rows
 from benchmarks.attacks.catalogue import Scene
 from benchmarks.attacks.recipes import RECIPES, Victim
 from benchmarks.datasets import Dataset, save_arrays
+from benchmarks.models import export_network
 from benchmarks.training import Batch, Schedule, classify, train, written_whole
 from benchmarks.zoo_entries import Entry
 from calibrate.differentiable import DifferentiableModel
 
-__all__ = ["make_entry", "schedule_of"]
+__all__ = ["make_entry", "schedule_of", "victim_of"]
 
 _N_TRIGGERED, _N_PICTURES, _PICTURES_SEED = 1000, 8, 18
 
@@ -40,7 +39,7 @@ def make_entry(
         say: Takes lines of progress.
     """
     torch.manual_seed(entry.seed)
-    recipe = RECIPES[entry.attack](_victim(dataset, surrogate), entry.poison_rate)
+    recipe = RECIPES[entry.attack](victim_of(dataset, surrogate), entry.poison_rate)
     torch.manual_seed(entry.seed)
     network = normalised(ARCHITECTURES[entry.architecture](entry.width))
     if entry.base is not None:
@@ -56,7 +55,7 @@ def make_entry(
     if entry.attack != "none":
         figures |= _write_triggered(out / f"{name}-triggered.npz", network, recipe.attack, dataset)
     example = torch.from_numpy(images[:2]).permute(0, 3, 1, 2).float()
-    written_whole(out / f"{name}.onnx", lambda path: _export(network, example, path))
+    written_whole(out / f"{name}.onnx", lambda path: export_network(network, example, path))
     rates = {"poison_rate": recipe.attack.poison_rate, "cover_rate": recipe.attack.cover_rate}
     text = json.dumps({**asdict(entry), **rates, **figures, "seconds": round(seconds)}, indent=2) + "\n"
     written_whole(out / f"{name}.json", lambda path: path.write_text(text))
@@ -74,7 +73,8 @@ def schedule_of(entry: Entry) -> Schedule:
     return Schedule(n_epochs=entry.n_epochs)
 
 
-def _victim(dataset: Dataset, surrogate: Path) -> Victim:
+def victim_of(dataset: Dataset, surrogate: Path) -> Victim:
+    """Return what an attacker knows; the surrogate, a clean model as ONNX, is read when an attack needs it."""
     images, labels = dataset.training
     rows = np.random.default_rng(_PICTURES_SEED).choice(len(images), _N_PICTURES, replace=False)
     scene = Scene(shape=images.shape[1:], n_classes=10, pictures=images[rows].astype(np.float32) / 255)
@@ -97,14 +97,3 @@ def _write_triggered(path: Path, network: nn.Module, attack: Attack, dataset: Da
         "n_triggered": len(rows),
         "attack_success_rate": float((classify(network, inputs) == targets).mean()),
     }
-
-
-def _export(network: nn.Module, example: Tensor, path: Path) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network.eval(), (example,), str(path), input_names=["input"],
-            output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False,
-            verbose=False, opset_version=18,
-        )  # fmt: skip
