@@ -4,7 +4,6 @@ After Hendrycks and Dietterich, *Benchmarking Neural Network Robustness to Commo
 (ICLR 2019, arXiv 1903.12261), with the severities of their CIFAR-10-C, which are for 32 x 32 pixels. Where ours differ:
 
 - ``frost`` blends a drawn texture (ridges of a plasma fractal, bluish white), theirs crops of photographs.
-- ``glass_blur`` swaps pixels; their line of code copies one over the other.
 - ``elastic_transform`` interpolates once, theirs twice; ``motion_blur`` moves by whole pixels, as ImageMagick does.
 - Values are rounded to uint8, theirs cut off.
 """
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from benchmarks.warps import bend, blur_along, plasma, shuffle, zoom_in
+from benchmarks.warps import bend, blur_along, plasma, scatter, zoom_in
 from guard.errors import InputError
 from guard.types import FloatArray
 
@@ -85,8 +84,9 @@ def _defocus_blur(x: FloatArray, level: int, _: np.random.Generator) -> FloatArr
 
 
 def _glass_blur(x: FloatArray, level: int, rng: np.random.Generator) -> FloatArray:
+    """Blur, scatter, blur; their code means to swap pixels and copies one over the other, and so does ours."""
     sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[level]
-    return _smoothed(shuffle(_smoothed(x, sigma), reach=1, rounds=rounds, rng=rng), sigma)
+    return _smoothed(scatter(_smoothed(x, sigma), rounds=rounds, rng=rng), sigma)
 
 
 def _motion_blur(x: FloatArray, level: int, rng: np.random.Generator) -> FloatArray:

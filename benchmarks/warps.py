@@ -1,11 +1,11 @@
-"""Move the pixels of images: blur along a line, zoom, shuffle nearby pixels, bend. Images are (N, H, W, channels)."""
+"""Move the pixels of images: blur along a line, zoom, scatter, bend. Images are (N, H, W, channels)."""
 
 import numpy as np
 from scipy import ndimage
 
 from guard.types import FloatArray
 
-__all__ = ["bend", "blur_along", "plasma", "shuffle", "zoom_in"]
+__all__ = ["bend", "blur_along", "plasma", "scatter", "zoom_in"]
 
 
 def blur_along(images: FloatArray, *, length: int, sigma: float, angles: FloatArray) -> FloatArray:
@@ -46,24 +46,15 @@ def zoom_in(images: FloatArray, factor: float) -> FloatArray:
     return found
 
 
-def shuffle(images: FloatArray, *, reach: int, rounds: int, rng: np.random.Generator) -> FloatArray:
-    """Swap pixels, from the last to the first, with one at most ``reach`` rows and columns before it."""
+def scatter(images: FloatArray, *, rounds: int, rng: np.random.Generator) -> FloatArray:
+    """Give each inner pixel, round by round, the value of itself or of a neighbour above, to the left, or both."""
     n, height, width = images.shape[:3]
-    orders = [_swaps(height, width, reach, rounds, rng) for _ in range(n)]
-    flat = images.reshape(n, height * width, -1)
-    return np.stack([pixels[order] for pixels, order in zip(flat, orders, strict=True)]).reshape(images.shape)
-
-
-def _swaps(height: int, width: int, reach: int, rounds: int, rng: np.random.Generator) -> list[int]:
-    """Return which pixel lands on each place; pixels are counted row by row."""
-    order = list(range(height * width))
-    inner = [(r, c) for r in range(height - reach, reach, -1) for c in range(width - reach, reach, -1)]
-    offsets = rng.integers(-reach, reach, size=(rounds, len(inner), 2)).tolist()
-    for moves in offsets:
-        for (row, column), (down, right) in zip(inner, moves, strict=True):
-            here, there = row * width + column, (row + down) * width + column + right
-            order[here], order[there] = order[there], order[here]
-    return order
+    image = np.arange(n)[:, None, None]
+    for _ in range(rounds):
+        up, left = rng.integers(0, 2, size=(2, n, height, width))
+        up[:, :2], left[:, :, :2] = 0, 0  # the published loop stops short of the first two rows and columns
+        images = images[image, np.arange(height)[:, None] - up, np.arange(width) - left]
+    return images
 
 
 def bend(
