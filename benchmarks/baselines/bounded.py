@@ -23,9 +23,11 @@ __all__ = ["fit_mmdf", "mitigate_mmac", "mitigate_unit"]
 _MAX_ACCURACY_DROP = 0.03  # UNIT's; MMAC has a rule of its own
 
 
-def fit_mmdf(classifier: OnnxClassifier, clean: FloatArray, labels: IntArray) -> Scorer:
-    """Learn MMAC's bounds and return MMDF's score."""
-    bounded = classifier.variant(mitigate_mmac(classifier, clean, labels))
+def fit_mmdf(
+    classifier: OnnxClassifier, clean: FloatArray, labels: IntArray, *, method: str = "mmac-published"
+) -> Scorer:
+    """Learn bounds, MMAC's unless another of calibrate.bounds.METHODS is named, and return MMDF's score."""
+    bounded = classifier.variant(_bound(classifier, clean, labels, method))
 
     def score(inputs: FloatArray) -> FloatArray:
         original, other = (Answers(outputs=z, logits=z) for z in (classifier.logits(inputs), bounded.logits(inputs)))

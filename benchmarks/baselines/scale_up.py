@@ -3,9 +3,9 @@
 Guo et al., *SCALE-UP: An Efficient Black-box Input-level Backdoor Detection via Analyzing Scaled Prediction
 Consistency* (ICLR 2023, arXiv 2302.03251). The score is the share of scaled copies that keep the class of the image.
 From the paper and its authors' code: factors 3, 5, 7, 9, 11, pixels cut off at the end of their range, threshold 0.5.
-The data-limited form standardises by mean and deviation of clean images of the same class; the public ports standardise by those of all
-classes together. Chosen here: the class is the predicted one, and a class with fewer than two clean images, or whose
-shares are all equal, takes the deviation of all (and, where it has none at all, their mean).
+The data-limited form standardises by mean and deviation of clean images of the same class; the public ports standardise
+by those of all classes together. Chosen here: the class is the predicted one, and a class with fewer than two clean
+images, or whose shares are all equal, takes the deviation of all (and, where it has none at all, their mean).
 """
 
 from collections.abc import Sequence

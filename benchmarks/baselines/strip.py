@@ -1,10 +1,11 @@
 """STRIP: the class of a triggered image survives having other images laid over it.
 
-Gao et al., *STRIP: A Defence Against Trojan Attacks on Deep Neural Networks* (ACSAC 2019, arXiv 1902.06531), section
-4: the score is minus the entropy over the classes of each superposition, averaged over the superpositions. From the
-paper: 100 superpositions, of clean images drawn at random. Chosen here: pixels are added and cut off at 1, as in the
-authors' code but for its normalised space; the clean images are drawn once, so that a score is a function of its input;
-entropies are in nats, the paper's in bits.
+Gao et al., *STRIP: A Defence Against Trojan Attacks on Deep Neural Networks* (ACSAC 2019, arXiv 1902.06531), section 4:
+the score is minus the entropy over the classes of each superposition, averaged over the superpositions. From the paper:
+100 superpositions, of clean images drawn at random. From the authors' code: images are added with the data's mean taken
+out and nothing cut off, which far outdoes adding pixels and cutting off at 1, or halving both, as ports do. Chosen
+here: the mean is that of each channel of the clean images; these are drawn once, so that a score is a function of its
+input; entropies are in nats, the paper's in bits.
 """
 
 import numpy as np
@@ -24,11 +25,10 @@ def fit_strip(
     """Draw the overlays, without repetition as far as there are enough clean images; labels are not used."""
     del labels
     drawn = np.random.default_rng(seed).permutation(len(clean))[:n_overlays]
-    overlays = clean[np.resize(drawn, n_overlays)]
+    overlays = (clean - clean.mean(axis=(0, 2, 3), keepdims=True))[np.resize(drawn, n_overlays)]
 
     def score(inputs: FloatArray) -> FloatArray:
-        blended = (np.minimum(image + overlays, 1).astype(inputs.dtype) for image in inputs)
-        return -np.array([entropies(classifier.probabilities(images)).mean() for images in blended])
+        return -np.array([entropies(classifier.probabilities(image + overlays)).mean() for image in inputs])
 
     return score
 

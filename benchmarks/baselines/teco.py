@@ -4,8 +4,8 @@ Liu et al., *Detecting Backdoors During the Inference Stage Based on Corruption 
 arXiv 2303.18191). For each of 15 common corruptions the least severity, 1 to 5, at which the class changes is noted, 6
 where it never does; the score is the standard deviation of these 15 numbers. In the authors' code and its port in
 BackdoorBench each corruption is put on top of all before it; here each is made from the image itself, as the paper
-says. Chosen here: the corruptions are those of benchmarks/corruptions.py, with severities for 32 x 32 pixels, where the code takes
-ImageNet-C's; their random draws are the same for every image, so that a score is a function of its input.
+says. Chosen here: the corruptions are those of benchmarks/corruptions.py, with severities for 32 x 32 pixels, where the
+code takes ImageNet-C's; their random draws are the same for every image, so that a score is a function of its input.
 """
 
 import numpy as np

@@ -60,7 +60,7 @@ def check_finite(loss: Tensor, stage: str) -> None:
         CalibrationError: It is none.
     """
     if not torch.isfinite(loss):
-        raise CalibrationError(f"the loss is {float(loss)} in {stage}; lower the learning rate or check the inputs")
+        raise CalibrationError(f"the loss is {float(loss.detach())} in {stage}; lower the learning rate or check the inputs")
 
 
 def _learned(model: onnx.ModelProto) -> set[str]:
