@@ -2,8 +2,8 @@
 
 Settings of BackdoorBench's FT (Wu et al., NeurIPS 2022, arXiv 2206.12654): SGD with learning rate 0.01, momentum 0.9
 and weight decay 5e-4 over 100 epochs of cosine annealing, batches of 256, images shifted by up to four pixels and
-flipped. Differences: a BatchNorm folded into its convolution has no statistics left to adapt; shift and flip can be
-switched off for images that do not allow them.
+flipped. Differences: a BatchNorm that was folded into its convolution is put back, see trainable.py; shift and flip can
+be switched off for images that do not allow them.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def fine_tune(
         CalibrationError: The loss is no longer finite.
     """
     chosen = settings or FineTuning()
-    network = Trainable(classifier.model, classifier.logits_name)
+    network = Trainable(classifier.model, classifier.logits_name, clean)
     optimizer = torch.optim.SGD(
         network.weights.values(),
         lr=chosen.learning_rate, momentum=chosen.momentum, weight_decay=chosen.weight_decay,
@@ -54,7 +54,7 @@ def fine_tune(
     for epoch in range(chosen.epochs):
         for inputs, targets in _batches(torch.from_numpy(clean), torch.from_numpy(labels), chosen, generator):
             optimizer.zero_grad()
-            loss = F.cross_entropy(network(inputs), targets)
+            loss = F.cross_entropy(network(inputs, training=True), targets)
             check_finite(loss, f"epoch {epoch + 1} of fine-tuning")
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()

@@ -6,7 +6,7 @@ batch, less 0.001 times its squared length. Then, batch by batch, Adam descends 
 the perturbation, with the hypergradient of Eq. 5: the direct gradient plus what the weights do to the perturbation, by
 five iterations of a fixed point with a gradient step of 0.1. All of this is as in the authors' code: 5 rounds, batches
 of 100, learning rate 0.001, no clipping to the range of pixels. Differences: of every batch at least one image carries
-the perturbation, and BatchNorms folded into convolutions are learned with them.
+the perturbation, and BatchNorms that were folded into convolutions are put back, see trainable.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def unlearn(
         CalibrationError: The loss is no longer finite.
     """
     chosen = settings or Unlearning()
-    network = Trainable(classifier.model, classifier.logits_name)
+    network = Trainable(classifier.model, classifier.logits_name, clean)
     optimizer = torch.optim.Adam(network.weights.values(), lr=chosen.learning_rate)
     rows = torch.split(torch.arange(len(clean)), chosen.batch_size)
     batches = [(torch.from_numpy(clean)[part], torch.from_numpy(labels)[part]) for part in rows]
