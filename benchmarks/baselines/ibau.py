@@ -21,7 +21,7 @@ from benchmarks.baselines.classifier import OnnxClassifier
 from benchmarks.baselines.trainable import Trainable, check_finite
 from guard.types import FloatArray, IntArray
 
-__all__ = ["Unlearning", "unlearn"]
+__all__ = ["Unlearning", "hypergradient", "unlearn"]
 
 _INNER_STEP = 0.1
 _FIXED_POINT_STEPS = 5
@@ -60,7 +60,7 @@ def unlearn(
     for round_ in range(chosen.rounds):
         perturbation = _perturb(network, batches, chosen.perturbation_step)
         for batch in batches:
-            loss, gradients = _hypergradient(network, perturbation, batches[0], _carrying(batch, generator))
+            loss, gradients = hypergradient(network, perturbation, batches[0], _carrying(batch, generator))
             check_finite(loss, f"round {round_ + 1} of unlearning")
             for weight, gradient in zip(network.weights.values(), gradients, strict=True):
                 weight.grad = gradient
@@ -94,7 +94,7 @@ def _carrying(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor,
     return inputs, labels, carries
 
 
-def _hypergradient(
+def hypergradient(
     network: Trainable, perturbation: Tensor, inner: Batch, outer: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the outer loss, and its gradient by each weight through the perturbation as well (Eq. 5)."""
