@@ -10,7 +10,7 @@ from small_graphs import model_of, node
 from torch import nn
 from torch_models import build, example_of, export
 
-from benchmarks.baselines import BASELINES, OnnxClassifier
+from benchmarks.baselines import BASELINES, MITIGATIONS, OnnxClassifier
 from benchmarks.baselines.bounded import fit_mmdf
 from benchmarks.baselines.fine_tuning import FineTuning, fine_tune
 from benchmarks.baselines.ibau import Unlearning, hypergradient, unlearn
@@ -164,6 +164,17 @@ def test_shifted_images_keep_their_form_and_the_original_is_untouched(classifier
     tuned = fine_tune(classifier, inputs, labels, FineTuning(epochs=1, shift=2))
     assert OnnxClassifier(tuned, "logits").logits(inputs).shape == (8, 10)
     assert classifier.model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("name", ["unit", "mmac"])
+def test_published_bounds_take_a_triggers_power(name):
+    inputs, labels = images(40), np.arange(40) % 2 + 1
+    inputs[np.arange(40), labels] += 0.4
+    classifier = backdoored()
+    bounded = classifier.variant(MITIGATIONS[name](classifier, inputs, labels))
+    np.testing.assert_array_equal(bounded.predict(inputs), labels)
+    assert (classifier.predict(with_trigger(inputs)) == 0).all()
+    assert (bounded.predict(with_trigger(inputs)) != 0).all()
 
 
 def test_mmdf_scores_the_margin_that_the_bounds_cost():

@@ -1,5 +1,7 @@
 """TED and TED++: ranks of the nearest clean neighbour of the predicted class."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from image_problems import backdoored, images, with_trigger
@@ -12,9 +14,12 @@ from guard.errors import CalibrationError
 LINE = Bank(features=np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [13.0]]), classes=np.array([0, 0, 0, 1, 1, 1]))
 
 
+rank_in_line = partial(ranks, LINE)
+
+
 def ranked(rank, places, classes):
     gaps = distances(np.array(places, float)[:, None], LINE.features)
-    return rank(LINE, gaps, np.array(classes)).tolist()
+    return rank(gaps, np.array(classes)).tolist()
 
 
 def clean_images():
@@ -30,15 +35,15 @@ def test_distances_are_euclidean():
 
 
 def test_the_rank_of_a_duplicate_is_zero():
-    assert ranked(ranks, LINE.features[:, 0], LINE.classes) == [0] * 6
+    assert ranked(rank_in_line, LINE.features[:, 0], LINE.classes) == [0] * 6
 
 
 def test_the_rank_counts_who_is_nearer_than_the_nearest_of_the_class():
-    assert ranked(ranks, [0.0, 2.0, 5.9, 6.1, 12.1], [1, 1, 1, 0, 0]) == [3, 3, 1, 1, 3]
+    assert ranked(rank_in_line, [0.0, 2.0, 5.9, 6.1, 12.1], [1, 1, 1, 0, 0]) == [3, 3, 1, 1, 3]
 
 
 def test_a_class_without_clean_inputs_has_the_last_rank():
-    assert ranked(ranks, [0.0], [7]) == [6]
+    assert ranked(rank_in_line, [0.0], [7]) == [6]
 
 
 def test_a_tube_is_as_thick_as_the_half_of_the_class_is_far():
@@ -51,7 +56,7 @@ def test_around_the_only_input_of_a_class_there_is_no_tube():
 
 def test_outside_the_tube_is_the_last_rank_and_inside_the_same():
     places, classes = [-1.9, -2.1, 5.0, 12.9], [0, 0, 0, 1]
-    assert ranked(ranks, places, classes) == [0, 0, 0, 0]
+    assert ranked(rank_in_line, places, classes) == [0, 0, 0, 0]
     assert ranked(rank_in_tubes(LINE), places, classes) == [0, 5, 5, 0]
     assert ranked(rank_in_tubes(LINE), [0.0], [7]) == [6]
 

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import onnx
 
-from calibrate.forward import batches
+from calibrate.forward import batches, provider_of
 from calibrate.graph import serialize, with_outputs
 from guard.model import OrtModel
 from guard.scores import predicted_class, softmax
@@ -33,27 +33,35 @@ class OnnxClassifier:
         logits: The name of the tensor (N, C) that holds the logits.
         tally: Where rows are counted; variants of one classifier share it.
         threads: Threads of one run; by default as many as this process may use.
+        device: Where to run, ``cpu`` or ``cuda``.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, logits: str, *, tally: Tally | None = None, threads: int | None = None
+        self,
+        model: onnx.ModelProto,
+        logits: str,
+        *,
+        tally: Tally | None = None,
+        threads: int | None = None,
+        device: str = "cpu",
     ) -> None:
         self.model = model
         self.logits_name = logits
         self.tally = Tally() if tally is None else tally
         self._threads = threads
+        self._device = device
         self._sessions: dict[tuple[str, ...], OrtModel] = {}
 
     def variant(self, model: onnx.ModelProto) -> "OnnxClassifier":
         """Return a classifier for a changed model, whose rows count here too."""
-        return OnnxClassifier(model, self.logits_name, tally=self.tally, threads=self._threads)
+        return OnnxClassifier(model, self.logits_name, tally=self.tally, threads=self._threads, device=self._device)
 
     def run(self, inputs: FloatArray, tensors: Sequence[str]) -> tuple[FloatArray, ...]:
         """Return tensors of the graph (N, ...) for model-ready inputs (N, ...)."""
         names = tuple(tensors)
         if names not in self._sessions:
-            model = serialize(with_outputs(self.model, names))
-            self._sessions[names] = OrtModel(model, label="baseline", threads=self._threads)
+            model, provider = serialize(with_outputs(self.model, names)), provider_of(self._device)
+            self._sessions[names] = OrtModel(model, label="baseline", threads=self._threads, provider=provider)
         parts = [self._sessions[names].run(inputs[rows], names) for rows in batches(len(inputs), _MAX_ROWS)]
         self.tally.rows += len(inputs)
         return tuple(cast("FloatArray", np.concatenate(found)) for found in zip(*parts, strict=True))

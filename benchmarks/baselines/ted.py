@@ -12,6 +12,7 @@ inputs of a class are kept, the first ones.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -43,13 +44,13 @@ class Bank:
     classes: IntArray
 
 
-Rank = Callable[[Bank, FloatArray, IntArray], FloatArray]
-"""Maps a bank, distances (N, M) to its rows and predicted classes (N,) to ranks (N,)."""
+Rank = Callable[[FloatArray, IntArray], FloatArray]
+"""Maps distances (N, M) to the rows of a bank, and predicted classes (N,), to ranks (N,)."""
 
 
 def fit_ted(classifier: OnnxClassifier, clean: FloatArray, labels: IntArray) -> Scorer:
     """Fit TED on clean inputs and their labels."""
-    return fit_trajectories(classifier, clean, labels, lambda _: ranks)
+    return fit_trajectories(classifier, clean, labels, lambda bank: partial(ranks, bank))
 
 
 def fit_trajectories(
@@ -65,21 +66,27 @@ def fit_trajectories(
     activations = [np.concatenate(found) for found in zip(*_activations(classifier, clean[kept], layers), strict=True)]
     banks = [Bank(features=features, classes=labels[kept]) for features in activations]
     rankings = [rank_in(bank) for bank in banks]
+    own = [_apart(distances(bank.features, bank.features)) for bank in banks]
+    judge = outlier_score(_trajectories(rankings, own, labels[kept]))
 
-    def trajectories(found: Sequence[FloatArray], *, apart: bool) -> FloatArray:
-        predicted = predicted_class(found[-1])
-        columns = []
-        for bank, rank, features in zip(banks, rankings, found, strict=True):
-            gaps = distances(features, bank.features)
-            if apart:
-                np.fill_diagonal(gaps, np.inf)
-            columns.append(rank(bank, gaps, predicted))
-        return np.stack(columns, axis=1)
+    def score(inputs: FloatArray) -> FloatArray:
+        scores = []
+        for found in _activations(classifier, inputs, layers):
+            gaps = [distances(features, bank.features) for features, bank in zip(found, banks, strict=True)]
+            scores.append(judge(_trajectories(rankings, gaps, predicted_class(found[-1]))))
+        return np.concatenate(scores)
 
-    judge = outlier_score(trajectories(activations, apart=True))
-    return lambda inputs: np.concatenate(
-        [judge(trajectories(found, apart=False)) for found in _activations(classifier, inputs, layers)]
-    )
+    return score
+
+
+def _trajectories(rankings: Sequence[Rank], gaps: Sequence[FloatArray], predicted: IntArray) -> FloatArray:
+    """Return the ranks (N, L) in every layer."""
+    return np.stack([rank(found, predicted) for rank, found in zip(rankings, gaps, strict=True)], axis=1)
+
+
+def _apart(gaps: FloatArray) -> FloatArray:
+    """Return distances (M, M) with every row infinitely far from itself."""
+    return np.where(np.eye(len(gaps), dtype=bool), np.inf, gaps)
 
 
 def _kept(predicted: IntArray, labels: IntArray) -> IntArray:

@@ -30,11 +30,11 @@ def rank_in_tubes(bank: Bank) -> Rank:
     """Return TED's ranks with the last one for whatever lies outside the tube of its class."""
     tube = thickness(bank)
 
-    def ranked(found: Bank, gaps: FloatArray, predicted: IntArray) -> FloatArray:
-        own = np.where(found.classes == predicted[:, None], gaps, np.inf)
+    def ranked(gaps: FloatArray, predicted: IntArray) -> FloatArray:
+        own = np.where(bank.classes == predicted[:, None], gaps, np.inf)
         nearest = own.min(axis=1)
         is_outside = np.isfinite(nearest) & (nearest > tube[own.argmin(axis=1)])
-        return np.where(is_outside, len(found.classes) - 1, ranks(found, gaps, predicted))
+        return np.where(is_outside, len(bank.classes) - 1, ranks(bank, gaps, predicted))
 
     return ranked
 
