@@ -107,7 +107,7 @@ def _fit(options: argparse.Namespace) -> int:
     rule = RULES[options.rule]
     settings = FitSettings(
         method=options.method,
-        score=options.score or rule.score,
+        score=options.score,
         rule=options.rule,
         target_fpr=rule.target_fpr if options.target_fpr is None else options.target_fpr,
         correct_fpr=rule.correct_fpr if options.correct_fpr is None else options.correct_fpr,

@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from calibrate.bounds import METHODS
+from calibrate.bounds import AUTO, METHODS
 from calibrate.differentiable import DEVICES
 from calibrate.inspect_pipeline import DEPTHS
 from calibrate.thresholds import RULES
 from guard.errors import InputError
-from guard.scores import SCORES
+from guard.scores import ONE_PASS, SCORES
 
 __all__ = ["parse"]
 
@@ -46,9 +46,10 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("model", metavar="MODEL.onnx", help="the classifier to guard")
     _add_clean_data(fit)
     fit.add_argument("--bundle", required=True, metavar="DIR", help="the folder to write")
-    fit.add_argument("--method", default="sigma", choices=list(METHODS), help="how bounds are learned (%(default)s)")
+    fit.add_argument("--method", default=AUTO, choices=list(METHODS), help="how bounds are learned (%(default)s)")
     fit.add_argument("--rule", default="rank", choices=list(RULES), help="how thresholds are fitted (%(default)s)")
-    fit.add_argument("--score", choices=list(SCORES), help=f"what is cut ({_defaults('score')})")
+    fit.add_argument("--score", choices=[*SCORES, ONE_PASS],
+                     help=f"what is cut (auto: {ONE_PASS}; {_defaults('score')})")  # fmt: skip
     fit.add_argument(
         "--target-fpr", type=float, metavar="RATE", help=f"clean inputs flagged ({_defaults('target_fpr')})"
     )

@@ -11,14 +11,17 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from calibrate.bounds import AUTO
 from calibrate.data import CalibrationSplit, Preprocessing
 from calibrate.edit import check_edited, insert_bounds
 from calibrate.forward import forward
 from calibrate.graph import Classifier, expose_logits, serialize
-from calibrate.sites import ActivationBounds, Rows, RowsInMemory, Site
+from calibrate.one_pass import fit_one_pass
+from calibrate.sites import ActivationBounds, Progress, Rows, RowsInMemory, Site
 from calibrate.thresholds import RULES
 from guard.bundle import Bundle
 from guard.manifest import FORMAT_VERSION, Manifest
+from guard.scores import ONE_PASS
 from guard.types import FloatArray, Threshold
 
 __all__ = ["FitSettings", "described", "draft_bundle", "versions"]
@@ -32,7 +35,7 @@ class FitSettings:
 
     Args:
         method: A key of calibrate.bounds.METHODS.
-        score: A key of guard.scores.SCORES.
+        score: A key of guard.scores.SCORES, or guard.scores.ONE_PASS; None for what goes with method and rule.
         rule: A key of calibrate.thresholds.RULES.
         target_fpr: Of the alert threshold.
         correct_fpr: Of the correction threshold; at least target_fpr.
@@ -45,8 +48,8 @@ class FitSettings:
         device: Where the models run and gradients are computed, as torch names it.
     """
 
-    method: str = "sigma"
-    score: str = RULES["rank"].score
+    method: str = AUTO
+    score: str | None = None
     rule: str = "rank"
     target_fpr: float = RULES["rank"].target_fpr
     correct_fpr: float = RULES["rank"].correct_fpr
@@ -58,6 +61,13 @@ class FitSettings:
     estimate_tpr: bool = False
     target_class: int | None = None
 
+    @property
+    def chosen_score(self) -> str:
+        """The score that is cut: the one given, else one_pass for auto and the rule's own for other methods."""
+        if self.score is not None:
+            return self.score
+        return ONE_PASS if self.method == AUTO and RULES[self.rule].score != "divergence" else RULES[self.rule].score
+
 
 def draft_bundle(
     classifier: Classifier,
@@ -65,13 +75,19 @@ def draft_bundle(
     bounds: ActivationBounds,
     split: CalibrationSplit,
     settings: FitSettings,
+    progress: Progress,
 ) -> Bundle:
     """Return the bundle but for its thresholds: both models as they will ship, and no cut yet."""
     exposed = expose_logits(classifier)
-    bounded = check_edited(insert_bounds(exposed, bounds, sites))
     is_untouched = not (classifier.ends_in_softmax or classifier.has_external_data or classifier.dropped)
     no_cut = Threshold(value=math.inf, target_fpr=0.0, n=0)
     is_probability = classifier.ends_in_softmax or _gives_probabilities(classifier, split.bounds, settings.device)
+    one_pass = None
+    if settings.chosen_score == ONE_PASS:
+        one_pass = fit_one_pass(
+            classifier, sites, bounds, split.bounds, is_probability=is_probability,
+            layout=settings.preprocessing.layout, progress=progress, device=settings.device,
+        )  # fmt: skip
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         model=described(classifier),
@@ -80,20 +96,24 @@ def draft_bundle(
         output=classifier.output,
         output_kind="probabilities" if is_probability else "logits",
         logits=classifier.logits if classifier.ends_in_softmax or not is_probability else None,
-        score=settings.score,
+        score=settings.chosen_score,
         thresholds={"alert": no_cut, "correct": no_cut},
         preprocessing=asdict(settings.preprocessing),
-        method={"name": bounds.method, "settings": dict(bounds.settings)},
+        method={"name": settings.method, "settings": dict(bounds.settings)},
         sites=[_described_site(site, bounds) for site in sites if site.tensor in bounds.upper],
         calibration=_parts(split, settings),
         versions=versions(),
         seed=settings.seed,
+        detector=None if one_pass is None else one_pass.outputs,
     )
+    bounded = check_edited(insert_bounds(exposed, bounds, sites)) if one_pass is None else one_pass.bounded
     return Bundle(
         manifest=manifest,
         original=classifier.source if is_untouched else serialize(exposed),
         bounded=serialize(bounded),
         clean_scores=np.zeros(0),
+        observed=None if one_pass is None else serialize(one_pass.observed),
+        detector=None if one_pass is None else one_pass.detector,
     )
 
 

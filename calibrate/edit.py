@@ -6,14 +6,14 @@ channel or neuron is a Min with a broadcast initializer, the cheapest exact form
 a Max where there is a lower bound.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from calibrate.names import all_names, fresh_name
 from calibrate.sites import ActivationBounds, Site
 from guard.errors import CalibrationError
 from guard.types import FloatArray
@@ -75,7 +75,7 @@ def insert_bounds(model: onnx.ModelProto, bounds: ActivationBounds, sites: Seque
     dtypes = {site.tensor: site.dtype for site in sites}
     if strangers := sorted(bounds.upper.keys() - dtypes.keys()):
         raise CalibrationError(f"{strangers[0]!r} has a bound but is none of the sites; find the sites again")
-    taken = set(_names(graph))
+    taken = set(all_names(graph))
     nodes: list[onnx.NodeProto] = []
     placed: set[str] = set()
     for node in graph.node:
@@ -123,20 +123,20 @@ def _bound_nodes(
     node: onnx.NodeProto, tensor: str, limits: _Limits, taken: set[str], *, clips: bool
 ) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
     """Let the node write the unbounded tensor; return the bounds as constants, and the nodes that apply them."""
-    unbounded, upper, name = (_fresh(tensor + ending, taken) for ending in (_UNBOUNDED, _UPPER, _BOUND))
+    unbounded, upper, name = (fresh_name(tensor + ending, taken) for ending in (_UNBOUNDED, _UPPER, _BOUND))
     outputs = [unbounded if output == tensor else output for output in node.output]
     del node.output[:]
     node.output.extend(outputs)
     constants = [_constant(limits.upper, upper, is_scalar=clips)]
     lower = ""
     if limits.lower is not None:
-        lower = _fresh(tensor + _LOWER, taken)
+        lower = fresh_name(tensor + _LOWER, taken)
         constants.append(_constant(limits.lower, lower, is_scalar=clips))
     if clips:
         return constants, [helper.make_node("Clip", [unbounded, lower, upper], [tensor], name=name)]
     if not lower:
         return constants, [helper.make_node("Min", [unbounded, upper], [tensor], name=name)]
-    below = _fresh(tensor + _BOUND_BELOW, taken)
+    below = fresh_name(tensor + _BOUND_BELOW, taken)
     return constants, [
         helper.make_node("Max", [unbounded, lower], [below], name=below),
         helper.make_node("Min", [below, upper], [tensor], name=name),
@@ -172,26 +172,6 @@ def _representable(tensor: str, bound: FloatArray, dtype: str) -> FloatArray:
         raise CalibrationError(f"the bound of {tensor!r} is not a number; check the clean samples and their scale")
     limits = np.finfo(dtype)
     return np.asarray(np.clip(bound, limits.min, limits.max), dtype=dtype)
-
-
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield every name that a graph uses, its sub-graphs included."""
-    yield from (value.name for value in chain(graph.input, graph.output, graph.value_info))
-    yield from (tensor.name for tensor in graph.initializer)
-    yield from (sparse.values.name for sparse in graph.sparse_initializer)
-    for node in graph.node:
-        yield from (node.name, *node.input, *node.output)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _names(inner)
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    """Return the name, numbered where it is taken, and take it."""
-    numbered = (f"{name}_{k}" for k in count(2))
-    fresh = name if name not in taken else next(n for n in numbered if n not in taken)
-    taken.add(fresh)
-    return fresh
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:

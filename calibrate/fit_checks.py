@@ -9,7 +9,7 @@ from calibrate.draft import FitSettings
 from calibrate.labels import check_several_classes
 from calibrate.thresholds import RULES
 from guard.errors import InputError
-from guard.scores import SCORES
+from guard.scores import ONE_PASS, SCORES
 from guard.types import IntArray, TensorSpec
 
 __all__ = ["check_classes", "check_preprocessing", "check_settings"]
@@ -29,9 +29,9 @@ def check_settings(settings: FitSettings, methods: Mapping[str, Method]) -> None
     if settings.target_class is not None and not settings.estimate_tpr:
         raise InputError("--target-class is for --estimate-tpr; give both, or neither")
     check_device(settings.device)
-    for name, known in (("method", methods), ("score", SCORES), ("rule", RULES)):
+    for name, known in (("method", methods), ("score", (*SCORES, ONE_PASS, None)), ("rule", RULES)):
         if (chosen := getattr(settings, name)) not in known:
-            raise InputError(f"there is no {name} {chosen!r}; choose one of {', '.join(known)}")
+            raise InputError(f"there is no {name} {chosen!r}; choose one of {', '.join(map(str, filter(None, known)))}")
 
 
 def _check_rates(settings: FitSettings) -> None:

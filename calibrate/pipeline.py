@@ -22,11 +22,22 @@ from calibrate.report import Findings, render_report
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
 from calibrate.sufficiency import check_enough
 from calibrate.thresholds import RULES
-from guard.bundle import BOUNDED, ORIGINAL, REPORT, THRESHOLDS, Bundle, check_place, pack_scores, save_bundle
+from guard.bundle import (
+    BOUNDED,
+    DETECTOR,
+    OBSERVED,
+    ORIGINAL,
+    REPORT,
+    THRESHOLDS,
+    Bundle,
+    check_place,
+    pack_scores,
+    save_bundle,
+)
+from guard.detector import pack_detector
 from guard.errors import CalibrationError
 from guard.manifest import Manifest
 from guard.runtime import Guard
-from guard.types import ModelRun
 
 __all__ = ["PARTS", "FitSettings", "answer", "evaluate_bundle", "fit_bundle"]
 
@@ -71,7 +82,7 @@ def fit_bundle(
     problem = _problem(classifier, sites, split.bounds, settings, progress)
     recovered = _recover(problem, settings, recover)
     bounds = _learn(methods[settings.method], problem)
-    draft = draft_bundle(classifier, sites, bounds, split, settings)
+    draft = draft_bundle(classifier, sites, bounds, split, settings, progress)
     fitted = _with_thresholds(draft, split, settings, progress)
     findings = replace(
         _find(fitted, bounds, split.held_out, settings, progress),
@@ -95,10 +106,9 @@ def answer(guard: Guard, samples: Samples, progress: Progress, *, stage: str) ->
     rows = []
     for part in batches(len(samples), _BATCH):
         inputs = samples[part]
-        run = ModelRun(original=guard.run_original(inputs), bounded=guard.run_bounded(inputs))
-        verdict = guard.decide(run)
-        bounded = run.bounded.logits.argmax(axis=1)
-        rows.append((verdict.predicted_class, bounded, verdict.corrected_class, verdict.score, verdict.flagged))
+        verdict = guard(inputs)
+        bounded_class = guard.run_bounded(inputs).logits.argmax(axis=1)
+        rows.append((verdict.predicted_class, bounded_class, verdict.corrected_class, verdict.score, verdict.flagged))
         progress(stage, part.stop, len(samples))
     original, bounded, guarded, scores, flagged = (np.concatenate(column) for column in zip(*rows, strict=True))
     return Answered(
@@ -221,6 +231,8 @@ def _save(fitted: Bundle, place: str | Path, findings: Findings) -> Manifest:
         THRESHOLDS: pack_scores(fitted.clean_scores),
         REPORT: render_report(manifest, findings),
     }
+    if fitted.observed is not None and fitted.detector is not None:
+        contents |= {OBSERVED: fitted.observed, DETECTOR: pack_detector(fitted.detector)}
     return save_bundle(place, manifest, contents)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from guard.detector import Detector, unpack_detector
 from guard.errors import BundleError
 from guard.folder import identity, names_in, read_plain, write_folder
 from guard.manifest import FileDigest, Manifest, read_manifest, write_manifest
@@ -23,7 +24,9 @@ from guard.types import FloatArray
 
 __all__ = [
     "BOUNDED",
+    "DETECTOR",
     "MANIFEST",
+    "OBSERVED",
     "ORIGINAL",
     "REPORT",
     "THRESHOLDS",
@@ -35,10 +38,12 @@ __all__ = [
 ]
 
 MANIFEST, ORIGINAL, BOUNDED, THRESHOLDS = "manifest.json", "original.onnx", "bounded.onnx", "thresholds.npz"
+OBSERVED, DETECTOR = "observed.onnx", "detector.npz"
 REPORT = "report.html"
 
 _REQUIRED = frozenset({ORIGINAL, BOUNDED, THRESHOLDS})
-_ALLOWED = _REQUIRED | {REPORT}
+_DETECTING = frozenset({OBSERVED, DETECTOR})
+_ALLOWED = _REQUIRED | _DETECTING | {REPORT}
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _ATTEMPTS = 5
 # What numpy and zipfile raise for bytes that are no npz file, or not quite.
@@ -55,12 +60,16 @@ class Bundle:
         original: The original model, serialised.
         bounded: The bounded model, serialised.
         clean_scores: (n,) ascending scores of the clean samples that the thresholds were fitted on.
+        observed: The original with the outputs that the one-pass detector reads, serialised, where the score needs one.
+        detector: What the detector learned, where there is one.
     """
 
     manifest: Manifest
     original: bytes
     bounded: bytes
     clean_scores: FloatArray
+    observed: bytes | None = None
+    detector: Detector | None = None
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -85,12 +94,19 @@ def load_bundle(path: str | Path) -> Bundle:
 def _load(folder: Path) -> Bundle:
     present = names_in(folder)
     manifest = read_manifest(read_plain(folder / MANIFEST, limit=_MAX_MANIFEST_BYTES))
-    _check_names(folder, present=present, named=set(manifest.files))
+    _check_names(folder, present=present, named=set(manifest.files), required=_required(manifest))
     contents = {name: _read_verified(folder / name, digest) for name, digest in sorted(manifest.files.items())}
     scores = _unpack_scores(contents[THRESHOLDS])
     if any(threshold.n != len(scores) for threshold in manifest.thresholds.values()):
         raise BundleError(f"{THRESHOLDS} holds {len(scores)} scores, but the manifest's thresholds name another number")
-    return Bundle(manifest=manifest, original=contents[ORIGINAL], bounded=contents[BOUNDED], clean_scores=scores)
+    return Bundle(
+        manifest=manifest,
+        original=contents[ORIGINAL],
+        bounded=contents[BOUNDED],
+        clean_scores=scores,
+        observed=contents.get(OBSERVED),
+        detector=_unpack_detector(contents, manifest),
+    )
 
 
 def save_bundle(path: str | Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Manifest:
@@ -109,7 +125,7 @@ def save_bundle(path: str | Path, manifest: Manifest, contents: Mapping[str, byt
     """
     target = Path(path)
     check_place(target)
-    _check_contents(contents)
+    _check_contents(contents, required=_required(manifest))
     manifest = replace(manifest, files={name: _digest(content) for name, content in sorted(contents.items())})
     try:
         write_folder(target, {**contents, MANIFEST: write_manifest(manifest)})
@@ -150,18 +166,21 @@ def _is_replaceable(present: set[str]) -> bool:
     return not present or (MANIFEST in present and present <= _ALLOWED | {MANIFEST})
 
 
-def _check_contents(contents: Mapping[str, bytes]) -> None:
-    if wrong := sorted(contents.keys() ^ (_REQUIRED | (contents.keys() & _ALLOWED))):
+def _required(manifest: Manifest) -> frozenset[str]:
+    return _REQUIRED if manifest.detector is None else _REQUIRED | _DETECTING
+
+
+def _check_contents(contents: Mapping[str, bytes], *, required: frozenset[str]) -> None:
+    if wrong := sorted(contents.keys() - {REPORT} ^ required):
         raise BundleError(
-            f"a bundle holds {', '.join(sorted(_REQUIRED))} and may hold {REPORT}; {reprlib.repr(wrong[0])} is missing"
+            f"a bundle holds {', '.join(sorted(required))} and may hold {REPORT}; {reprlib.repr(wrong[0])} is missing"
             " or too much"
         )
 
 
 def _unpack_scores(content: bytes) -> FloatArray:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            scores = np.asarray(arrays["clean_scores"])
+        scores = _arrays(content)["clean_scores"]
     except _NPZ_ERRORS as error:
         raise BundleError(
             f"{THRESHOLDS} holds no clean_scores ({reprlib.repr(str(error))}); fit the bundle again"
@@ -173,12 +192,28 @@ def _unpack_scores(content: bytes) -> FloatArray:
     return scores
 
 
-def _check_names(folder: Path, *, present: set[str], named: set[str]) -> None:
+def _unpack_detector(contents: Mapping[str, bytes], manifest: Manifest) -> Detector | None:
+    if manifest.detector is None:
+        return None
+    try:
+        return unpack_detector(_arrays(contents[DETECTOR]), n_sites=len(manifest.detector["sites"]))
+    except _NPZ_ERRORS as error:
+        raise BundleError(
+            f"{DETECTOR} is not what a detector needs ({reprlib.repr(str(error))}); fit the bundle again"
+        ) from error
+
+
+def _arrays(content: bytes) -> Mapping[str, FloatArray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return {name: np.asarray(arrays[name]) for name in arrays.files}
+
+
+def _check_names(folder: Path, *, present: set[str], named: set[str], required: frozenset[str]) -> None:
     if outside := sorted(named - _ALLOWED):
         raise BundleError(
             f"the manifest names the file {reprlib.repr(outside[0])}; a bundle holds {', '.join(sorted(_ALLOWED))}"
         )
-    if missing := sorted(_REQUIRED - named):
+    if missing := sorted(required - named):
         raise BundleError(f"the manifest does not name {', '.join(missing)}; fit the bundle again")
     if extra := sorted(present - named - {MANIFEST}):
         raise BundleError(f"{folder} holds {reprlib.repr(extra[0])}, which its manifest does not name; remove it")

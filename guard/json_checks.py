@@ -20,6 +20,7 @@ __all__ = [
     "is_sha256",
     "is_shape",
     "is_text",
+    "is_texts",
 ]
 
 Check = Callable[[Any], bool]
@@ -53,6 +54,11 @@ def is_number(value: object) -> bool:
 def is_numbers(value: object) -> bool:
     """Accept lists of finite numbers, one at least."""
     return isinstance(value, list) and len(value) > 0 and all(map(is_number, value))
+
+
+def is_texts(value: object) -> bool:
+    """Accept lists of texts, one at least."""
+    return isinstance(value, list) and len(value) > 0 and all(map(is_text, value))
 
 
 def is_rate(value: object) -> bool:

@@ -23,8 +23,9 @@ from guard.json_checks import (
     is_sha256,
     is_shape,
     is_text,
+    is_texts,
 )
-from guard.scores import SCORES
+from guard.scores import ONE_PASS, SCORES
 from guard.types import TensorSpec, Threshold
 
 __all__ = ["FORMAT_VERSION", "FileDigest", "Manifest", "read_manifest", "write_manifest"]
@@ -59,7 +60,7 @@ class Manifest:
         output: The original's output (N, C).
         output_kind: Whether that output holds logits or probabilities.
         logits: The graph output of both models that holds logits; None: the logarithm of the probabilities is taken.
-        score: The name of the score, a key of guard.scores.SCORES.
+        score: The name of the score: a key of guard.scores.SCORES, or one_pass where there is a detector.
         thresholds: ``alert`` and ``correct``.
         preprocessing: How images become inputs: ``scale``, ``mean``, ``std``, ``layout``.
         method: ``name`` and ``settings`` of the way the bounds were learned.
@@ -69,6 +70,9 @@ class Manifest:
         calibration: The sizes of the parts, where the labels came from, and what was measured while fitting.
         versions: Of the libraries that wrote the bundle.
         seed: Of everything drawn at random.
+        detector: What the one-pass detector reads, by the names of outputs: ``peaks`` and ``head`` of the observed
+            original, with the ``sites`` of the peaks in order; and of the bounded model, by site, ``capped`` (N, K) and
+            ``capped_at`` (N, h, w), how far activations went past their bounds. None where the score needs none.
     """
 
     format_version: int
@@ -86,6 +90,7 @@ class Manifest:
     calibration: Mapping[str, Any]
     versions: Mapping[str, str]
     seed: int
+    detector: Mapping[str, Any] | None = None
 
     @property
     def n_classes(self) -> int:
@@ -123,6 +128,8 @@ def read_manifest(content: bytes) -> Manifest:
             raise BundleError(
                 f"manifest.json: {key} is {reprlib.repr(raw[key])}; it must be {expected}; fit the bundle again"
             )
+    if (raw["score"] == ONE_PASS) != (raw["detector"] is not None):
+        raise BundleError(f"manifest.json: the score {ONE_PASS} and a detector go together; fit the bundle again")
     _check_own_digest(raw, own_digest)
     return _from_json(raw)
 
@@ -200,6 +207,7 @@ _LOWER: Mapping[str, Check] = {
 }
 _is_one_sided, _is_two_sided = is_record(**_UPPER), is_record(**_UPPER, **_LOWER)
 _is_input = is_record(name=is_text, dtype=is_one_of(_DTYPES), shape=is_shape)
+_is_detector = is_record(peaks=is_text, head=is_text, sites=is_texts, capped=is_map(is_text), capped_at=is_map(is_text))
 _is_threshold = is_record(value=is_finite, target_fpr=is_rate, n=lambda n: is_count(n) and n > 0)
 
 _EXPECTED: Mapping[str, tuple[Check, str]] = {
@@ -218,7 +226,7 @@ _EXPECTED: Mapping[str, tuple[Check, str]] = {
     ),
     "output_kind": (is_one_of(get_args(OutputKind)), "logits or probabilities"),
     "logits": (lambda value: value is None or isinstance(value, str), "the name of an output, or null"),
-    "score": (is_one_of(SCORES), f"one of {', '.join(SCORES)}"),
+    "score": (is_one_of((*SCORES, ONE_PASS)), f"one of {', '.join((*SCORES, ONE_PASS))}"),
     "thresholds": (
         is_record(alert=_is_threshold, correct=_is_threshold),
         "exactly alert and correct, each a finite value, a target_fpr between 0 and 1 and a count n",
@@ -235,5 +243,9 @@ _EXPECTED: Mapping[str, tuple[Check, str]] = {
     "calibration": (is_object, "an object"),
     "versions": (is_map(is_text), "an object of texts"),
     "seed": (is_count, "a whole number from 0"),
+    "detector": (
+        lambda value: value is None or _is_detector(value),
+        "null, or an object with peaks and head (texts), sites (a list of texts), capped and capped_at (texts by site)",
+    ),
 }
 """What the value of every key must be, and how to say so."""

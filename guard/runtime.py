@@ -1,20 +1,22 @@
-"""The guard: run original and bounded model side by side, score, decide, correct."""
+"""The guard: run original and bounded model, score, decide, correct."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.bundle import Bundle, load_bundle
 from guard.conformal import exceeds, p_values
-from guard.errors import BundleError, InputError, ModelError
+from guard.corrector import Corrector
+from guard.detector import head_run, one_pass_scores
+from guard.errors import InputError
 from guard.input_checks import check_inputs
 from guard.manifest import Manifest
-from guard.model import CPU, Model, OrtModel
+from guard.model import CPU, Model
+from guard.pair import ModelPair, misfit, open_models
 from guard.rows import n_rows
-from guard.scores import SCORES, correct, divergence, logits_from_probabilities, predicted_class
+from guard.scores import SCORES, correct, divergence, predicted_class
 from guard.types import Answers, BoolArray, FloatArray, Inputs, ModelRun, Verdict
 
 __all__ = ["Guard"]
@@ -28,17 +30,16 @@ class Guard:
 
     Args:
         bundle: What calibration found.
-        original: The original model.
-        bounded: The bounded model, which detects and corrects.
+        original: The original model; where the bundle has a detector, the observed original.
+        bounded: The bounded model, which corrects, and without a detector also detects.
     """
 
     def __init__(self, bundle: Bundle, *, original: Model, bounded: Model) -> None:
         self._manifest = bundle.manifest
         self._clean_scores = bundle.clean_scores
-        self._score = SCORES[bundle.manifest.score]
-        self._original = original
-        self._bounded = bounded
-        _check_models(self._manifest, original, bounded)
+        self._detector = bundle.detector
+        self._pair = ModelPair(bundle.manifest, original=original, bounded=bounded)
+        self._corrector = None if bundle.detector is None else Corrector(bundle, bundle.detector, self._pair)
 
     @classmethod
     def load(cls, path: str | Path, *, threads: int | None = None, provider: str = CPU) -> Self:
@@ -58,9 +59,7 @@ class Guard:
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, threads: int | None = None, provider: str = CPU) -> Self:
         """Open both models of a bundle in memory (raises as load does)."""
-        original = OrtModel(bundle.original, label="original", threads=threads, provider=provider)
-        bounded = OrtModel(bundle.bounded, label="bounded", threads=threads, provider=provider)
-        _check_outputs(bundle.manifest, original=original, bounded=bounded)
+        original, bounded = open_models(bundle, threads=threads, provider=provider)
         return cls(bundle, original=original, bounded=bounded)
 
     @property
@@ -69,7 +68,7 @@ class Guard:
         return self._manifest
 
     def __call__(self, inputs: Inputs) -> Verdict:
-        """Run both models and judge every row.
+        """Judge every row and answer it.
 
         Args:
             inputs: As manifest.inputs says: one array (N, ...) for a model with one input, for any model a mapping
@@ -79,7 +78,7 @@ class Guard:
             InputError: The inputs do not fit, or hold NaN or infinity.
             ModelError: A model failed; nothing is let through unguarded.
         """
-        return self.decide(ModelRun(original=self.run_original(inputs), bounded=self.run_bounded(inputs)))
+        return self.judge(inputs, self.run_original(inputs))
 
     def wrap(self, predict: Callable[[Inputs], FloatArray]) -> Callable[[Inputs], Verdict]:
         """Guard an endpoint that keeps computing the original's outputs itself.
@@ -97,37 +96,47 @@ class Guard:
         def guarded(inputs: Inputs) -> Verdict:
             check_inputs(inputs, self._manifest.inputs)
             outputs = np.asarray(predict(inputs))
-            if problem := _misfit(outputs, (n_rows(inputs), self._manifest.n_classes)):
+            if problem := misfit(outputs, (n_rows(inputs), self._manifest.n_classes)):
                 raise InputError(f"the original's outputs, as predict gives them, are {problem}")
-            original = Answers(outputs=outputs, logits=self._logits_of(outputs))
-            return self.decide(ModelRun(original=original, bounded=self.run_bounded(inputs)))
+            observed = None if self._detector is None else self.run_original(inputs).observed
+            return self.judge(inputs, Answers(outputs=outputs, logits=self._pair.logits_of(outputs), observed=observed))
 
         return guarded
 
     def run_original(self, inputs: Inputs) -> Answers:
-        """Return the original model's answers (raises as calling the guard does)."""
-        return self._run(self._original, inputs)
+        """Return the original model's answers, all that judging needs (raises as calling the guard does)."""
+        return self._pair.run_original(inputs)
 
     def run_bounded(self, inputs: Inputs) -> Answers:
         """Return the bounded model's answers.
 
         Raises:
+            InputError: The inputs do not fit, or hold NaN or infinity.
             ModelError: The run failed, or a row answers nothing: it holds NaN or positive infinity, or rules out all.
         """
-        answers = self._run(self._bounded, inputs)
-        unusable = ~(_is_answer(answers.outputs) & _is_answer(answers.logits))
-        if unusable.any():
-            raise ModelError(
-                f"the bounded model answers {unusable.sum()} of {len(unusable)} rows with NaN or infinity, the first is"
-                f" row {unusable.argmax()}; nothing can be let through on that"
-            )
-        return answers
+        return self._pair.run_bounded(inputs)
+
+    def judge(self, inputs: Inputs, original: Answers) -> Verdict:
+        """Judge and answer every row, given what run_original returned for these inputs (raises as run_bounded)."""
+        if self._detector is None or self._corrector is None:
+            return self.decide(ModelRun(original=original, bounded=self.run_bounded(inputs)))
+        scores = one_pass_scores(original, self._detector)
+        flagged, corrected = self._cut(scores)
+        instead = self._corrector(inputs, original, flagged=flagged, corrected=corrected)
+        return self._answer(ModelRun(original=original, bounded=instead), scores, divergence(head_run(original)))
 
     def decide(self, run: ModelRun) -> Verdict:
-        """Score one run of both models, decide about every row, and answer it."""
-        scores = self._score(run)
+        """Judge and answer every row of one run of both models, for a bundle without a detector."""
+        scores = SCORES[self._manifest.score](run)
+        return self._answer(run, scores, divergence(run))
+
+    def _cut(self, scores: FloatArray) -> tuple[BoolArray, BoolArray]:
+        """Return which rows are flagged, and which are corrected."""
         flagged = exceeds(scores, self._manifest.thresholds["alert"])
-        corrected = flagged | exceeds(scores, self._manifest.thresholds["correct"])
+        return flagged, flagged | exceeds(scores, self._manifest.thresholds["correct"])
+
+    def _answer(self, run: ModelRun, scores: FloatArray, divergences: FloatArray) -> Verdict:
+        flagged, corrected = self._cut(scores)
         # A row that holds NaN names no class that could be ruled out.
         excluded = flagged & ~np.isnan(run.original.outputs).any(axis=1)
         is_probability = self._manifest.output_kind == "probabilities"
@@ -136,64 +145,9 @@ class Guard:
             predicted_class=predicted_class(run.original.outputs),
             corrected_class=predicted_class(answers.outputs),
             p_value=p_values(self._clean_scores, scores),
-            divergence=divergence(run),
+            divergence=divergences,
             score=scores,
             flagged=flagged,
             corrected=corrected,
             outputs=answers.outputs,
         )
-
-    def _run(self, model: Model, inputs: Inputs) -> Answers:
-        name, logits = self._manifest.output.name, self._manifest.logits
-        names = [name] if logits in (None, name) else [name, str(logits)]
-        found = model.run(inputs, names)
-        for tensor, values in zip(names, found, strict=True):
-            if problem := _misfit(values, (n_rows(inputs), self._manifest.n_classes)):
-                raise ModelError(f"a model answers with {tensor} {problem}; fit the bundle again")
-        outputs = cast("FloatArray", found[0])
-        raw = self._logits_of(outputs) if len(found) == 1 else found[1].astype(np.float64)
-        return Answers(outputs=outputs, logits=raw)
-
-    def _logits_of(self, outputs: FloatArray) -> FloatArray:
-        if self._manifest.output_kind == "probabilities":
-            return logits_from_probabilities(outputs)
-        return outputs.astype(np.float64)
-
-
-def _misfit(values: NDArray[np.generic], expected: tuple[int, int]) -> str:
-    if values.shape == expected and np.issubdtype(values.dtype, np.floating):
-        return ""
-    return f"{values.dtype} {values.shape}; expected floats {expected}"
-
-
-def _is_answer(values: FloatArray) -> BoolArray:
-    """Return (N,) which rows have a largest entry that is a number."""
-    return np.asarray(np.isfinite(values.max(axis=1)))
-
-
-def _check_models(manifest: Manifest, *models: Model) -> None:
-    for model in models:
-        taken, stated = ([spec.with_free_batch() for spec in specs] for specs in (model.inputs, manifest.inputs))
-        if taken != stated:
-            raise BundleError(
-                f"the manifest's inputs are {'; '.join(map(str, stated))}, but a model takes"
-                f" {'; '.join(map(str, taken))}; fit the bundle again"
-            )
-
-
-def _check_outputs(manifest: Manifest, **models: OrtModel) -> None:
-    """Refuse a bundle at its loading rather than at its first request."""
-    for label, model in models.items():
-        found = {spec.name: spec for spec in model.outputs}
-        for name in (manifest.output.name, manifest.logits or manifest.output.name):
-            if name not in found:
-                raise BundleError(
-                    f"the manifest names the output {name!r}, but the {label} model gives"
-                    f" {', '.join(found)}; fit the bundle again"
-                )
-        given = found[manifest.output.name]
-        # onnxruntime shows no axes where the graph declares none.
-        if given.dtype != manifest.output.dtype or given.shape[1:] not in ((), (None,), (manifest.n_classes,)):
-            raise BundleError(
-                f"the manifest's output is {manifest.output}, but the {label} model gives {given}; fit the bundle again"
-            )

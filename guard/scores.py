@@ -13,6 +13,7 @@ import numpy as np
 from guard.types import Answers, BoolArray, FloatArray, IntArray, ModelRun
 
 __all__ = [
+    "ONE_PASS",
     "SCORES",
     "Score",
     "correct",
@@ -78,7 +79,10 @@ SCORES: Mapping[str, Score] = MappingProxyType({
     "divergence": divergence,
     "relative_divergence": relative_divergence,
 })  # fmt: skip
-"""Every score a bundle may name."""
+"""Every score of two models' runs that a bundle may name."""
+
+ONE_PASS = "one_pass"  # noqa: S105 -- no password
+"""What a bundle calls the score of the one-pass detector (guard.detector)."""
 
 
 def predicted_class(outputs: FloatArray) -> IntArray:

@@ -11,7 +11,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Answers", "BoolArray", "FloatArray", "Inputs", "IntArray", "ModelRun", "TensorSpec", "Threshold", "Verdict"]
+__all__ = [
+    "Answers",
+    "BoolArray",
+    "FloatArray",
+    "Inputs",
+    "IntArray",
+    "ModelRun",
+    "Observed",
+    "TensorSpec",
+    "Threshold",
+    "Verdict",
+]
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.int64]
@@ -59,16 +70,31 @@ class Threshold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What one run of the observed original shows beside its answers.
+
+    Args:
+        peaks: (N, S) per site the largest activation, standardised per channel on clean data.
+        head: (N, C) float64 logits of the head run again behind the bounded last site, up to a constant per row.
+    """
+
+    peaks: FloatArray
+    head: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
     """What one model says of a batch.
 
     Args:
         outputs: (N, C) the model's output as it leaves the graph, logits or probabilities, in its own dtype.
         logits: (N, C) float64, up to a constant per row.
+        observed: What its run shows beside; None of models that show nothing more.
     """
 
     outputs: FloatArray
     logits: FloatArray
+    observed: Observed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +113,11 @@ class Verdict:
         predicted_class: (N,) the original model's class.
         corrected_class: (N,) the class of the answer given; equals predicted_class where nothing was corrected.
         p_value: (N,) share of clean scores at least as large, in (0, 1]; small is suspicious.
-        divergence: (N,) the margin that the bounds cost the predicted class. Keep it, and the score, to yourself:
-            they are an oracle for an attacker.
-        score: (N,) what the thresholds cut: the divergence or a function of it, as the bundle says.
+        divergence: (N,) the margin that the bounds cost the predicted class; with a one-pass detector, that the bound
+            of the last site costs it. Keep it, and the score, to yourself: they are an oracle for an attacker.
+        score: (N,) what the thresholds cut: a function of the divergence, or the one-pass score, as the bundle says.
         flagged: (N,) past the alert threshold.
-        corrected: (N,) past the correction threshold: answered by the bounded model.
+        corrected: (N,) past the correction threshold: not answered by the original on the input as it is.
         outputs: (N, C) the answer, in the original's own terms and dtype.
     """
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from guard.errors import InputError
 from guard.runtime import Guard
-from guard.types import Answers, ModelRun, TensorSpec, Verdict
+from guard.types import Answers, TensorSpec, Verdict
 from serving.answers import guard_tensors, output_specs
 from serving.config import OnFlag, ServerConfig
 from serving.metrics import Metrics, Stage
@@ -140,10 +140,8 @@ class Endpoint:
         return {self.outputs[0].name: original.outputs}, None
 
     def _judge(self, inputs: Arrays, original: Answers) -> Verdict:
-        with self._stage("bounded"):
-            bounded = self._guard.run_bounded(inputs)
-        with self._stage("decide"):
-            verdict = self._guard.decide(ModelRun(original=original, bounded=bounded))
+        with self._stage("judge"):
+            verdict = self._guard.judge(inputs, original)
         self._metrics.count_verdict(self.name, verdict)
         return verdict
 

@@ -14,7 +14,7 @@ __all__ = ["UNKNOWN", "Metrics", "Stage"]
 UNKNOWN = "unknown"
 """The model label of requests for a model that is not served: what clients write never becomes a label."""
 
-Stage = Literal["queue", "original", "bounded", "decide"]
+Stage = Literal["queue", "original", "judge"]
 
 _MAX_CLASSES_LISTED = 1000
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -77,7 +77,7 @@ class Metrics:
             self._target_fpr.labels(model, name).set(threshold.target_fpr)
         for counter in (self._rows, self._corrected):
             counter.labels(model)
-        for stage in ("original", "bounded", "decide"):
+        for stage in ("original", "judge"):
             self._failures.labels(model, stage)
         if manifest.n_classes <= _MAX_CLASSES_LISTED:
             for predicted_class in range(manifest.n_classes):

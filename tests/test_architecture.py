@@ -19,8 +19,8 @@ THIRD_PARTY = {
 }  # fmt: skip
 
 GUARD_IN_ORDER = (
-    {"errors"}, {"types"}, {"folder", "input_checks", "json_checks", "rows", "scores", "conformal"},
-    {"manifest"}, {"model"}, {"bundle"}, {"runtime"},
+    {"errors"}, {"types"}, {"folder", "input_checks", "json_checks", "places", "rows", "scores", "conformal"},
+    {"manifest", "detector"}, {"model"}, {"bundle"}, {"pair"}, {"corrector"}, {"runtime"},
 )  # fmt: skip
 """Low to high: a module imports from lower layers only, never from its own."""
 

@@ -159,7 +159,10 @@ def test_the_refusal_of_too_few_samples_names_the_limit_only_where_it_binds(good
         (["--limit", "many"], "--limit"),
         (["--seed", "-1"], "'-1' is no whole number from 0 up"),
         (["--seed", "18446744073709551616"], "is no whole number from 0 up, and below 2**63"),
-        (["--max-accuracy-drop", "0"], "max_accuracy_drop is 0, which no number of samples can show"),
+        (
+            ["--method", "sigma", "--max-accuracy-drop", "0"],
+            "max_accuracy_drop is 0, which no number of samples can show",
+        ),
         (["--device", "tpu"], "--device"),
         (["--unknown"], "--unknown"),
     ],

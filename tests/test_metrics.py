@@ -39,7 +39,7 @@ def test_rows_flags_and_requests_are_counted(server):
 
 def test_series_that_alerts_need_start_at_zero(server):
     assert server.sample("guard_flagged_rows_total", predicted_class="2") == 0
-    assert server.sample("guard_failures_total", stage="bounded") == 0
+    assert server.sample("guard_failures_total", stage="judge") == 0
 
 
 def test_an_unknown_model_never_becomes_a_label(server):
@@ -51,10 +51,10 @@ def test_an_unknown_model_never_becomes_a_label(server):
 def test_stages_are_timed_apart(server):
     n_timed = {
         stage: server.sample("guard_stage_duration_seconds_count", stage=stage)
-        for stage in ("queue", "original", "bounded", "decide")
+        for stage in ("queue", "original", "judge")
     }
     # The request with NaN gets as far as the original model, which refuses it.
-    assert n_timed == {"queue": 2, "original": 2, "bounded": 1, "decide": 1}
+    assert n_timed == {"queue": 2, "original": 2, "judge": 1}
 
 
 def test_p_values_fall_into_buckets_that_a_threshold_can_be_read_from(server):

@@ -169,9 +169,9 @@ def test_no_clean_sample_is_in_two_parts(digits, digits_bundle):
     assert sum(map(len, parts)) == len(set.union(*parts)) == 700
 
 
-def test_the_bounds_come_from_the_bounds_set_alone(digits, digits_bundle):
+def test_the_bounds_come_from_the_bounds_set_alone(digits, tmp_path):
     model = read_classifier(digits.model).model
-    guard = Guard.load(digits_bundle)
+    guard = Guard.load(fit(digits.model, digits.clean, tmp_path / "bundle", method="sigma"))
     split = split_samples(_samples(guard, digits.clean), fractions=PARTS, seed=0)
     sites = find_sites(model)
     moments = site_moments(model, sites, split.bounds, pooling="maximum", progress=_silent)
@@ -181,7 +181,7 @@ def test_the_bounds_come_from_the_bounds_set_alone(digits, digits_bundle):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, CalibrationError])
-@pytest.mark.parametrize("stage", ["activation statistics", "choosing k", "scoring", "measuring"])
+@pytest.mark.parametrize("stage", ["activation statistics", "choosing the slack", "what clean", "scoring", "measuring"])
 def test_whatever_stops_a_fit_an_earlier_bundle_stays(digits, digits_bundle, tmp_path, stage, failure):
     bundle = shutil.copytree(digits_bundle, tmp_path / "bundle")
 

@@ -63,13 +63,13 @@ def test_a_bounded_model_that_fails_lets_nothing_through(mode):
         code, words = server.refuses(infer_request(CLEAN))
         assert code == Code.INTERNAL
         assert "secret" not in words
-        assert server.sample("guard_failures_total", stage="bounded") == 1
+        assert server.sample("guard_failures_total", stage="judge") == 1
 
 
 def test_a_bounded_model_that_fails_in_the_shadow_is_counted_and_not_seen():
     with live(tiny_guard(bounded=GatedModel(error=RuntimeError("odd"))), on_flag=OnFlag.SHADOW) as server:
         assert tensors(server.infer(CLEAN)) == {"y": CLEAN.tolist()}
-        assert server.sample("guard_failures_total", stage="bounded") == 1
+        assert server.sample("guard_failures_total", stage="judge") == 1
 
 
 def test_the_text_of_an_unknown_exception_stays_in_the_log(caplog):

@@ -14,11 +14,15 @@ from calibrate.bounds.unit_published import fit_unit_published
 from calibrate.evaluation import least_rows
 from calibrate.sites import ActivationBounds, BoundsProblem
 
-__all__ = ["METHODS", "NEEDS", "Method", "Needs"]
+__all__ = ["AUTO", "METHODS", "NEEDS", "Method", "Needs"]
 
 Method = Callable[[BoundsProblem], ActivationBounds]
 
+AUTO = "auto"
+"""The method that nobody has to choose: the bounds of few-shot, with the one-pass detector."""
+
 METHODS: Mapping[str, Method] = MappingProxyType({
+    AUTO: fit_few_shot,
     "few-shot": fit_few_shot,
     "mmac": fit_mmac,
     "mmac-published": fit_mmac_published,
@@ -52,6 +56,7 @@ class Needs:
 
 
 NEEDS: Mapping[str, Needs] = MappingProxyType({
+    AUTO: Needs(n_samples=5),
     "few-shot": Needs(n_samples=2),
     "mmac": Needs(n_samples=30, measured_share=1.0, several_classes=True),  # it starts at the bounds of sigma
     "mmac-published": Needs(n_samples=30, several_classes=True),

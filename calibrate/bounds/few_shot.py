@@ -22,7 +22,7 @@ from calibrate.sites import ActivationBounds, BoundsProblem, Site
 from guard.errors import CalibrationError
 from guard.types import BoolArray, FloatArray
 
-__all__ = ["FewShotSettings", "fit_few_shot", "kappas"]
+__all__ = ["FewShotSettings", "fit_few_shot", "kappas", "robust_limits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +123,14 @@ def _bounds(
     return ActivationBounds(method="few-shot", settings={}, upper=upper, lower=lower)
 
 
+def robust_limits(extremes: FloatArray, kappa: FloatArray | float) -> FloatArray:
+    """Return (K,) the median of extremes (n, K) plus kappa robust scales."""
+    return np.asarray(np.median(extremes, axis=0) + kappa * _scales(extremes))
+
+
 def _limits(extremes: FloatArray, kappa: FloatArray, is_strict: BoolArray) -> FloatArray:
     """Return the limits (K,) that are put on extremes (n, K)."""
-    middle = np.median(extremes, axis=0)
-    limits = middle + kappa * _scales(extremes)
+    limits = robust_limits(extremes, kappa)
     return np.where(is_strict, np.minimum(limits, extremes.max(axis=0)), limits)
 
 

@@ -1,0 +1,165 @@
+"""Let a model show what the one-pass detector reads: peaks, the head run again, and how far bounds were passed.
+
+The observed original is the original plus a few reductions: per site the largest activation, standardised per channel,
+and a copy of the nodes behind the last site that reads it bounded. The bounded model shows beside its answers how far
+activations went past their bounds, per channel and per place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from calibrate.graph_reading import names_read, needed_nodes
+from calibrate.graph_writing import GraphWriter
+from calibrate.sites import ActivationBounds, Site
+from guard.types import FloatArray
+
+__all__ = ["Standards", "show_excess", "show_peaks_and_head"]
+
+_PREFIX = "trigger_guard"
+_IMAGE_RANK = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standards:
+    """What clean activations are like at one site.
+
+    Args:
+        mean: (K,) over inputs and positions.
+        std: (K,) positive.
+    """
+
+    mean: FloatArray
+    std: FloatArray
+
+
+def show_peaks_and_head(
+    model: onnx.ModelProto,
+    logits: str,
+    sites: Sequence[Site],
+    standards: Mapping[str, Standards],
+    last: Mapping[str, FloatArray],
+) -> tuple[onnx.ModelProto, str, str]:
+    """Return the observed original and the names of its outputs peaks (N, S) and head (N, C).
+
+    Args:
+        model: The original, with its logits among its outputs.
+        logits: The tensor whose copy behind the last site is the head's.
+        sites: The S sites to show, in order.
+        standards: Of each of them.
+        last: The upper bound of the last site, by its tensor.
+    """
+    writer = GraphWriter(model)
+    columns = [_peak(writer, site, standards[site.tensor], f"{_PREFIX}/{i}") for i, site in enumerate(sites)]
+    peaks = writer.node("Concat", columns, f"{_PREFIX}/peaks", axis=1)
+    writer.output(peaks, "float32", ["batch", len(sites)])
+    head = _head(writer, model, logits, last)
+    element = next(o for o in model.graph.output if o.name == logits)
+    writer.model.graph.output.append(element)
+    writer.model.graph.output[-1].name = head
+    return writer.model, peaks, head
+
+
+def show_excess(
+    model: onnx.ModelProto, sites: Sequence[Site], bounds: ActivationBounds, standards: Mapping[str, Standards]
+) -> tuple[onnx.ModelProto, dict[str, str], dict[str, str]]:
+    """Return the bounded model with how far activations pass their bounds, in clean standard deviations.
+
+    Args:
+        model: The bounded model, whose unbounded activations are named as calibrate.edit names them.
+        sites: Those to show.
+        bounds: What was inserted.
+        standards: Of each of these sites.
+
+    Returns:
+        The model, and by site the names of its outputs capped (N, K), and where a site has two axes of places
+        capped_at (N, h, w).
+    """
+    writer = GraphWriter(model)
+    capped, capped_at = {}, {}
+    for i, site in enumerate(sites):
+        name = f"{_PREFIX}/{i}"
+        excess = _excess(writer, site, bounds.upper[site.tensor], standards[site.tensor], name)
+        axis = site.channel_axis
+        places = [a for a in range(1, len(site.shape)) if a != axis]
+        channels = writer.maximum(excess, places, f"{name}/capped", keepdims=False)
+        capped[site.tensor] = writer.node("Identity", [channels], f"{name}/capped_channels")
+        writer.output(capped[site.tensor], "float32", [f"rows_{i}", len(standards[site.tensor].mean)])
+        if len(places) == _IMAGE_RANK - 2:
+            capped_at[site.tensor] = writer.maximum(excess, [axis], f"{name}/capped_at", keepdims=False)
+            writer.output(capped_at[site.tensor], "float32", [f"rows_{i}", f"height_{i}", f"width_{i}"])
+    return writer.model, capped, capped_at
+
+
+def _peak(writer: GraphWriter, site: Site, standards: Standards, name: str) -> str:
+    """Add (N, 1), the largest standardised activation of a site."""
+    axes = range(1, len(site.shape))
+    places = [a for a in axes if a != site.channel_axis]
+    # A pooling keeps onnxruntime's blocked layout, which a reduction would undo at every site.
+    if len(site.shape) == _IMAGE_RANK and site.channel_axis == 1 and site.dtype == "float32":
+        largest = writer.node("GlobalMaxPool", [site.tensor], f"{name}/largest")
+    else:
+        largest = writer.maximum(site.tensor, places, f"{name}/largest", keepdims=True)
+    mean, per_std = (
+        writer.constant(_shaped(values, site), f"{name}/{what}")
+        for what, values in (("mean", standards.mean), ("per_std", 1 / standards.std))
+    )
+    scaled = writer.node("Mul", [writer.node("Sub", [largest, mean], f"{name}/centred"), per_std], f"{name}/scaled")
+    peak = writer.node("Flatten", [writer.maximum(scaled, axes, f"{name}/top", keepdims=True)], f"{name}/peak", axis=1)
+    return writer.node("Cast", [peak], f"{name}/peak32", to=onnx.TensorProto.FLOAT)
+
+
+def _excess(writer: GraphWriter, site: Site, upper: FloatArray, standards: Standards, name: str) -> str:
+    bound = writer.constant(np.asarray(upper, dtype=site.dtype), f"{name}/upper")
+    per_std = writer.constant(_shaped(1 / standards.std, site), f"{name}/per_std")
+    past = writer.node(
+        "Relu", [writer.node("Sub", [_unbounded(writer, site), bound], f"{name}/past")], f"{name}/excess"
+    )
+    scaled = writer.node("Mul", [past, per_std], f"{name}/excess_scaled")
+    return writer.node("Cast", [scaled], f"{name}/excess32", to=onnx.TensorProto.FLOAT)
+
+
+def _unbounded(writer: GraphWriter, site: Site) -> str:
+    """Return the name of the activation before its bounds: the first input of the last of the nodes that bound it."""
+    producers = {output: node for node in writer.model.graph.node for output in node.output}
+    tensor = producers[site.tensor].input[0]
+    return producers[tensor].input[0] if producers[tensor].op_type == "Max" else tensor
+
+
+def _shaped(values: FloatArray, site: Site) -> FloatArray:
+    shape = [1] * len(site.shape)
+    shape[site.channel_axis] = len(values)
+    return values.reshape(shape).astype(site.dtype)
+
+
+def _head(writer: GraphWriter, model: onnx.ModelProto, logits: str, last: Mapping[str, FloatArray]) -> str:
+    """Copy the nodes between the last site and the logits, reading the site bounded; return the copy of the logits."""
+    ((site, upper),) = last.items()
+    bound = writer.constant(upper, f"{_PREFIX}/head/upper")
+    copies = {site: writer.node("Min", [site, bound], f"{_PREFIX}/head/bounded")}
+    for node in needed_nodes(model.graph.node, [logits]):
+        if copies.keys().isdisjoint(names_read(node)):
+            continue
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        _rename(copy, copies)
+        for i, output in enumerate(node.output):
+            if output:
+                copies[output] = copy.output[i] = writer.fresh(f"{_PREFIX}/head/{output}")
+        copy.name = writer.fresh(f"{_PREFIX}/head/{node.name or node.op_type}")
+        writer.model.graph.node.append(copy)
+    return copies[logits]
+
+
+def _rename(node: onnx.NodeProto, copies: Mapping[str, str]) -> None:
+    """Let a node, its sub-graphs included, read the copies."""
+    for i, name in enumerate(node.input):
+        node.input[i] = copies.get(name, name)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                _rename(inner, copies)
+            for output in graph.output:
+                output.name = copies.get(output.name, output.name)

@@ -1,0 +1,102 @@
+"""Answer suspicious rows otherwise: on the input with its strangest place hidden, or by the bounded model.
+
+A trigger that sits in one place is best taken away rather than outvoted: where the bounds bite hardest is where it is.
+With that place hidden the original itself is asked again, and believed if it names another class than before and
+nothing suspicious is left. A trigger that is everywhere leaves the input suspicious; then the bounded model answers,
+with the first class ruled out (MMDF, Wang et al., arXiv 2308.04617). Hiding is ours; Februus (Doan et al., ACSAC 2020)
+cuts triggers out by gradients and paints the gap with a generator.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from guard.bundle import Bundle
+from guard.conformal import exceeds
+from guard.detector import Detector, one_pass_scores
+from guard.input_checks import check_inputs
+from guard.pair import ModelPair
+from guard.places import excess_map, hide, strongest_place
+from guard.rows import each
+from guard.scores import predicted_class
+from guard.types import Answers, BoolArray, FloatArray, Inputs, IntArray
+
+__all__ = ["Corrector"]
+
+_SHARES = (0.1875, 0.3125, 0.4375)  # sides of the squares hidden in turn, of the image's shorter side
+
+
+class Corrector:
+    """Answers rows that are not to be answered by the original as they are.
+
+    Args:
+        bundle: Names outputs and thresholds, and has the detector that tells whether a hidden place was the trigger.
+        detector: The bundle's.
+        pair: Its models.
+    """
+
+    def __init__(self, bundle: Bundle, detector: Detector, pair: ModelPair) -> None:
+        self._manifest = bundle.manifest
+        self._detector = detector
+        self._pair = pair
+        self._maps = list((bundle.manifest.detector or {})["capped_at"].values()) if len(detector.fill) else []
+
+    def __call__(self, inputs: Inputs, original: Answers, *, flagged: BoolArray, corrected: BoolArray) -> Answers:
+        """Return what to answer instead.
+
+        Args:
+            inputs: N rows.
+            original: The original's answers to them.
+            flagged: (N,) rows past the alert threshold.
+            corrected: (N,) these and rows past the correction threshold.
+
+        Returns:
+            Answers to all N rows, the original's where nothing is corrected.
+        """
+        outputs, logits = original.outputs.copy(), original.logits.copy()
+        rows = np.flatnonzero(corrected)
+        if not len(rows):
+            return original
+        bounded, maps = self._pair.run_bounded_with(_taken(inputs, rows), self._maps)
+        outputs[rows], logits[rows] = bounded.outputs, bounded.logits
+        if maps and flagged.any():
+            suspects = _Suspects(
+                rows=np.flatnonzero(flagged),
+                places=strongest_place(excess_map(maps))[flagged[rows]],
+                ruled_out=predicted_class(original.outputs[flagged]),
+            )
+            for some, answers in self._hidden(inputs, suspects):
+                outputs[some], logits[some] = answers.outputs, answers.logits
+        return Answers(outputs=outputs, logits=logits)
+
+    def _hidden(self, inputs: Inputs, suspects: "_Suspects") -> Iterator[tuple[IntArray, Answers]]:
+        """Yield rows that are believed with a place hidden, and their answers; the least place first."""
+        spec = self._manifest.inputs[0]
+        images = check_inputs(inputs, self._manifest.inputs)[spec.name]
+        layout = self._manifest.preprocessing["layout"]
+        for share in _SHARES:
+            if not len(suspects.rows):
+                return
+            hidden = hide(images[suspects.rows], suspects.places, share=share, fill=self._detector.fill, layout=layout)
+            answers = self._pair.run_original({spec.name: hidden})
+            doubted = exceeds(one_pass_scores(answers, self._detector), self._manifest.thresholds["correct"])
+            doubted |= predicted_class(answers.outputs) == suspects.ruled_out
+            yield suspects.rows[~doubted], Answers(outputs=answers.outputs[~doubted], logits=answers.logits[~doubted])
+            suspects = suspects.only(doubted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Suspects:
+    """Flagged rows (n,) of a batch, their places (n, 2), and the classes (n,) they may not keep."""
+
+    rows: IntArray
+    places: FloatArray
+    ruled_out: IntArray
+
+    def only(self, kept: BoolArray) -> "_Suspects":
+        return _Suspects(**{f.name: getattr(self, f.name)[kept] for f in fields(self)})
+
+
+def _taken(inputs: Inputs, rows: IntArray) -> Inputs:
+    return each(lambda array: array[rows], inputs)
