@@ -21,11 +21,21 @@ _NOISE_BOUND, _LEARNING_SHARE = 16 / 255, 0.5
 
 
 class DynamicTrigger:
-    """A pattern and a sparse mask for each input; on another input the trigger does nothing (cross-trigger mode)."""
+    """A pattern and a sparse mask for each input; on another input the trigger does nothing (cross-trigger mode).
+
+    Args:
+        n_channels: C of the images.
+        target: As of an Attack, like the three below.
+        sources: The classes that the trigger works on.
+        poison_rate: Share of the training set with its trigger and target.
+        cover_rate: Share with its trigger and true label.
+        crossed_from: The share of the training after which poisoned images appear with others' triggers as well.
+    """
 
     def __init__(self, n_channels: int, target: Callable[[IntArray], IntArray], *, sources: tuple[int, ...] | None,
-                 poison_rate: float, cover_rate: float) -> None:  # fmt: skip
+                 poison_rate: float, cover_rate: float, crossed_from: float = 0.0) -> None:  # fmt: skip
         self.learned: nn.Module = _Generator(n_channels, n_channels + 1)
+        self._crossed_from = crossed_from
         self.attack = Attack(
             trigger=self._put, target=target, poison_rate=poison_rate, cover_rate=cover_rate, sources=sources
         )
@@ -38,11 +48,12 @@ class DynamicTrigger:
             return nn.functional.cross_entropy(network(x).float(), labels)
         both = torch.cat([poisoned, covers])
         patterns, masks = self._made(x[both])
-        first = slice(0, len(poisoned))
-        crossed = _mixed(x[poisoned], patterns[first].roll(1, 0), masks[first].roll(1, 0))
+        n_crossed = len(poisoned) if progress >= self._crossed_from else 0
+        first = slice(0, n_crossed)
+        crossed = _mixed(x[poisoned[first]], patterns[first].roll(1, 0), masks[first].roll(1, 0))
         everything = torch.cat([x.index_copy(0, both, _mixed(x[both], patterns, masks)), crossed])
         targets = torch.from_numpy(self.attack.target(batch.labels[poisoned.numpy()]))
-        wanted = torch.cat([labels.index_copy(0, poisoned, targets), labels[poisoned]])
+        wanted = torch.cat([labels.index_copy(0, poisoned, targets), labels[poisoned[first]]])
         return (
             nn.functional.cross_entropy(network(everything).float(), wanted)
             + _DIVERSITY_WEIGHT * _sameness(x[both], patterns * masks)
@@ -82,7 +93,7 @@ class BoundedNoise:
 
 def input_aware(n_channels: int) -> DynamicTrigger:
     """Return the input-aware attack on class 4."""
-    return DynamicTrigger(n_channels, to_class(4), sources=None, poison_rate=0.1, cover_rate=0.0)
+    return DynamicTrigger(n_channels, to_class(4), sources=None, poison_rate=0.1, cover_rate=0.0, crossed_from=0.5)
 
 
 def source_specific(n_channels: int) -> DynamicTrigger:
