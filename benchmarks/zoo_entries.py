@@ -13,10 +13,10 @@ _GIVEN = {
 _DIGITS = {"badnets": "patch", "blend": "full-image", "all2all": "all-to-all", "tact": "source-specific",
            "adaptive-blend": "adaptive", "none": "clean"}  # fmt: skip
 _TRAINED = {
-    "adaptive-blend": "adaptive", "ssdt": "source-specific", "input-aware": "input-aware", "bpp": "full-image",
-    "sig": "clean-label", "low-frequency": "full-image", "adaptive-patch": "adaptive", "patch": "patch",
-    "suppression": "evader", "lira": "input-aware", "margin": "evader", "reflection": "full-image",
-    "colour": "full-image", "narcissus": "clean-label",
+    "adaptive-blend": "adaptive", "ssdt": "source-specific", "suppression-blend": "evader",
+    "input-aware": "input-aware", "bpp": "full-image", "sig": "clean-label", "patch": "patch", "suppression": "evader",
+    "low-frequency": "full-image", "adaptive-patch": "adaptive", "lira": "input-aware", "margin": "evader",
+    "reflection": "full-image", "colour": "full-image", "narcissus": "clean-label",
 }  # fmt: skip
 _LOW_RATES, _THREE = (0.01, 0.005), {"badnets": "patch", "blend": "full-image", "wanet": "warp"}
 
@@ -51,7 +51,8 @@ class Entry:
 
 
 _FINE_TUNED = {
-    "suppression": Entry(attack="suppression", group="evader", n_epochs=4, base="cifar10-resnet18-patch"),
+    attack: Entry(attack=attack, group="evader", n_epochs=2, base=f"cifar10-resnet18-{base}")
+    for attack, base in (("suppression", "patch"), ("suppression-blend", "adaptive-blend"))
 }
 _OTHER_NETWORKS = (
     Entry(attack="none", group="clean", architecture="vgg", width=16, n_epochs=8),

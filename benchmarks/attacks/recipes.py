@@ -39,8 +39,9 @@ def _plain(build: Callable[[Scene], Attack], victim: Victim, poison_rate: float 
     return PoisonedLabels(at_rate(build(victim.scene), poison_rate))
 
 
-def _suppression(victim: Victim, _: float | None) -> Recipe:
-    return Suppression(replace(ATTACKS["patch"](victim.scene), poison_rate=0.2))
+def _suppression(base: str, victim: Victim, _: float | None) -> Recipe:
+    attack = ATTACKS[base](victim.scene)
+    return Suppression(replace(attack, poison_rate=0.2, cover_rate=0.0, training_trigger=None))
 
 
 def _narcissus(victim: Victim, poison_rate: float | None) -> Recipe:
@@ -68,5 +69,6 @@ RECIPES: Mapping[str, Callable[[Victim, float | None], Recipe]] = {
     "lira": partial(_learned, bounded_noise),
     "narcissus": _narcissus,
     "ssdt": partial(_learned, source_specific),
-    "suppression": _suppression,
+    "suppression": partial(_suppression, "patch"),
+    "suppression-blend": partial(_suppression, "adaptive-blend"),
 }
