@@ -71,6 +71,8 @@ def _train(name: str, n_epochs: int | None) -> None:
     entry = replace(ENTRIES[name], n_epochs=n_epochs or ENTRIES[name].n_epochs)
     if entry.base is not None:
         _train(entry.base, n_epochs)
+        if not is_trained(entry.base):
+            return
     with _claimed(name) as claimed:
         if claimed and not is_trained(name):
             dataset = (
@@ -88,8 +90,11 @@ def _clean_path(name: str, part: str) -> Path:
 
 
 def _state(name: str) -> str:
-    if is_trained(name) or ENTRIES[name].given:
-        return "given" if ENTRIES[name].given else "trained"
+    entry = ENTRIES[name]
+    if is_trained(name) or entry.given:
+        return "given" if entry.given else "trained"
+    if entry.base is not None and _state(entry.base) == "training":
+        return "waiting"
     with _claimed(name) as claimed:
         return "untrained" if claimed else "training"
 

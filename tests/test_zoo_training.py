@@ -106,6 +106,14 @@ def test_an_entry_that_another_process_trains_is_left_to_it(tmp_path, monkeypatc
     assert capsys.readouterr().out == f"{name} training\n"
 
 
+def test_an_entry_waits_while_another_process_trains_its_base(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["zoo", "cifar10-resnet18-suppression"])
+    with zoo._claimed("cifar10-resnet18-patch"):
+        zoo.main()
+    assert capsys.readouterr().out == "cifar10-resnet18-suppression waiting\n"
+
+
 def test_an_unknown_entry_is_refused_by_name(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["zoo", "badnet"])
     with pytest.raises(SystemExit):
