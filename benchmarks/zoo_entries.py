@@ -56,7 +56,7 @@ _FINE_TUNED = {
 }
 _OTHER_NETWORKS = (
     Entry(attack="none", group="clean", architecture="vgg", width=16, n_epochs=8),
-    Entry(attack="none", group="clean", architecture="mobilenetv2", width=8, n_epochs=8),
+    Entry(attack="none", group="clean", architecture="mobilenetv2", width=8, n_epochs=6),
     Entry(attack="none", group="clean", architecture="vit", width=64, n_epochs=14),
 )
 
