@@ -4,12 +4,14 @@ VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types check unit proto bench clean
+.PHONY: help demo test lint types check unit proto bench zoo scoreboard clean
 
 help:
 	@echo "make demo   train a backdoored model on the digits, guard it, serve it, attack it; one table"
 	@echo "make test   lint, types and all tests"
 	@echo "make unit   the tests alone        make check   lint and types alone"
+	@echo "make scoreboard   every attack against every detector (hours, resumable); QUICK=1 on the digits alone (minutes)"
+	@echo "make zoo   train the backdoored models that it needs (hours, resumable)"
 	@echo "make bench  the figures of benchmarks/results.md        make proto   regenerate serving/_pb"
 
 $(READY): pyproject.toml constraints.txt
@@ -40,6 +42,12 @@ proto: $(READY)
 
 bench: $(READY)
 	@$(RUN)/python -m benchmarks
+
+zoo: $(READY)
+	@$(RUN)/python -m benchmarks.zoo
+
+scoreboard: $(READY)
+	@$(RUN)/python -m benchmarks.board $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) build out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

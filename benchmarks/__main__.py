@@ -43,17 +43,18 @@ def main() -> None:
         parser.error(f"there is no measurement {unknown[0]!r}; choose of {', '.join(known)}")
     OUT.mkdir(parents=True, exist_ok=True)
     for name in names:
-        print(f"\n## {name}\n\n{_circumstances(name)}\n", flush=True)
+        print(f"\n## {name}\n\n{circumstances()}; `python -m benchmarks {name}`\n", flush=True)
         for line in known[name](OUT):
             print(line, flush=True)
 
 
-def _circumstances(name: str) -> str:
+def circumstances() -> str:
+    """Say on what machine and commit figures are measured."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
     return (
         f"{len(os.sched_getaffinity(0))} cores of {model.split(':')[1].strip()}, Python {platform.python_version()},"
-        f" commit {commit.stdout.strip() or 'unknown'}; `python -m benchmarks {name}`"
+        f" commit {commit.stdout.strip() or 'unknown'}"
     )
 
 
