@@ -1,20 +1,19 @@
 """Whether there are enough clean samples for what is asked, and what to ask for where there are not."""
 
 import itertools
-import math
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 from calibrate.bounds import NEEDS, Needs
 from calibrate.data import PARTS, part_sizes
 from calibrate.draft import FitSettings
 from calibrate.inspection.mesa import LEAST_SAMPLES
-from calibrate.thresholds import RULES
+from calibrate.thresholds import RULES, Rule
 from guard.errors import CalibrationError
 
 __all__ = ["check_enough"]
 
 _FEW_SHOT = "few-shot"
+_RATES = tuple(float(f"{digits}e-{places}") for places in range(7, 1, -1) for digits in range(10, 100))  # to two digits
 
 
 def check_enough(n: int, settings: FitSettings) -> None:
@@ -100,7 +99,7 @@ class _Wanted:
 def _or_what(n: int, settings: FitSettings) -> str:
     """Say with which options n samples are enough, if with any; the method changes only where it must."""
     n_threshold = part_sizes(n)[1]
-    lowest = _lowest_rate(n_threshold) if n_threshold else 1.0
+    lowest = _lowest_rate(n_threshold, RULES[settings.rule])
     estimates = dict.fromkeys((settings.estimate_tpr, False))
     methods = dict.fromkeys((settings.method, _FEW_SHOT))
     for estimate, method, rate in itertools.product(estimates, methods, (settings.target_fpr, lowest)):
@@ -120,8 +119,6 @@ def _changes(changed: FitSettings, settings: FitSettings) -> list[str]:
     return ([f"with {' '.join(options)}"] if options else []) + without
 
 
-def _lowest_rate(n: int) -> float:
-    """Return the lowest rate that n ranked scores can promise, 1 / (n + 1), rounded up to two digits."""
-    rate = Fraction(1, n + 1)
-    unit = Fraction(10) ** (math.floor(math.log10(rate)) - 1)
-    return float(f"{float(math.ceil(rate / unit) * unit):.2g}")
+def _lowest_rate(n: int, rule: Rule) -> float:
+    """Return the lowest rate, to two digits, that n scores of clean inputs allow; 1 where they allow none."""
+    return next((rate for rate in _RATES if rule.required(rate) <= n), 1.0)

@@ -1,4 +1,4 @@
-"""Rules that turn clean scores into thresholds: ours by rank, and the published one for comparison."""
+"""Rules that turn clean scores into thresholds: two by rank, and the published one for comparison."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from guard.conformal import fit_threshold, required_samples
+from guard.conformal import fit_certified_threshold, fit_threshold, required_for_certificate, required_samples
 from guard.errors import CalibrationError
 from guard.types import FloatArray, Threshold
 
@@ -67,9 +67,15 @@ def _fit_rank_threshold(clean_scores: FloatArray, target_fpr: float) -> Threshol
     return fit_threshold(clean_scores, target_fpr=target_fpr)
 
 
+def _fit_certified_threshold(clean_scores: FloatArray, target_fpr: float) -> Threshold:
+    return fit_certified_threshold(clean_scores, target_fpr=target_fpr)
+
+
 RULES: Mapping[str, Rule] = MappingProxyType({
     "rank": Rule(fit=_fit_rank_threshold, required=required_samples, part="threshold",
                  score="relative_divergence", target_fpr=0.01, correct_fpr=0.1),
+    "certified": Rule(fit=_fit_certified_threshold, required=required_for_certificate, part="threshold",
+                      score="relative_divergence", target_fpr=0.01, correct_fpr=0.1),
     "mmdf": Rule(fit=fit_normal_threshold, required=lambda _: _LEAST_SCORES, part="bounds",
                  score="divergence", target_fpr=0.005, correct_fpr=0.005),
 })  # fmt: skip

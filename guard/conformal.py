@@ -13,7 +13,18 @@ import numpy as np
 from guard.errors import CalibrationError
 from guard.types import BoolArray, FloatArray, Threshold
 
-__all__ = ["exceeds", "fit_threshold", "p_values", "required_samples"]
+__all__ = [
+    "certified_rank",
+    "exceeds",
+    "fit_certified_threshold",
+    "fit_threshold",
+    "p_values",
+    "required_for_certificate",
+    "required_samples",
+]
+
+_LOG_MISS = math.log(0.05)  # the chance that a certified threshold's own rate is higher than it says
+_ROUNDING = 1e-9  # of logarithms of sums of up to a million terms
 
 
 def required_samples(target_fpr: float) -> int:
@@ -31,25 +42,43 @@ def fit_threshold(clean_scores: FloatArray, *, target_fpr: float) -> Threshold:
     Raises:
         CalibrationError: The rate is no such fraction, or n is too small for it.
     """
-    if not 0 < target_fpr < 1:
-        raise CalibrationError(
-            f"the target false-positive rate is {target_fpr}; it must lie between 0 and 1, such as 0.01"
-        )
+    _check_rate(target_fpr)
     n = len(clean_scores)
     rank = _rank(n, target_fpr)
     if rank > n:
-        needed = required_samples(target_fpr)
-        raise CalibrationError(
-            f"{n} clean scores cannot promise a false-positive rate of {target_fpr:g}: it takes {needed}, so"
-            f" {needed - n} are missing; give more clean samples or ask for a higher rate"
-        )
-    value = float(np.sort(clean_scores)[rank - 1])
-    if not math.isfinite(value):
-        raise CalibrationError(
-            f"{int((~np.isfinite(clean_scores)).sum())} of {n} clean scores are not finite, so the threshold would flag"
-            " nothing; the model answers clean inputs with NaN or infinity: check the preprocessing"
-        )
-    return Threshold(value=value, target_fpr=target_fpr, n=n)
+        raise _too_few(n, required_samples(target_fpr), f"promise a false-positive rate of {target_fpr:g}")
+    return _at(rank, clean_scores, target_fpr)
+
+
+def fit_certified_threshold(clean_scores: FloatArray, *, target_fpr: float) -> Threshold:
+    """Place the threshold at the (r + 1)-th largest clean score, r being certified_rank (raises as fit_threshold).
+
+    The share of clean inputs past it follows a Beta(r + 1, n - r) distribution over draws of the clean scores where
+    these are continuous, and is smaller where they are tied; it is at most target_fpr in 95 % of draws.
+    """
+    _check_rate(target_fpr)
+    n = len(clean_scores)
+    r = certified_rank(n, target_fpr)
+    if r is None:
+        promise = f"certify a false-positive rate of {target_fpr:g} with 95 % confidence"
+        raise _too_few(n, required_for_certificate(target_fpr), promise)
+    return _at(n - r, clean_scores, target_fpr)
+
+
+def certified_rank(n: int, target_fpr: float) -> int | None:
+    """Return the largest r with P(Binomial(n, target_fpr) <= r) <= .05; None where there is none."""
+    a = float(target_fpr)
+    k = np.arange(1, math.ceil(n * a) + 1)  # the sum passes .05 before the mean, which is close to the median
+    steps = np.log(n + 1 - k) - np.log(k) + math.log(a) - math.log1p(-a)
+    log_probabilities = np.cumsum(np.concatenate([[n * math.log1p(-a)], steps]))
+    log_sums = np.logaddexp.accumulate(log_probabilities)
+    n_within = int(np.searchsorted(log_sums, _LOG_MISS + _ROUNDING, side="right"))
+    return n_within - 1 if n_within else None
+
+
+def required_for_certificate(target_fpr: float) -> int:
+    """Return the smallest n for which a rate can be certified: n >= ln .05 / ln(1 - target_fpr)."""
+    return max(math.ceil(_LOG_MISS / math.log1p(-target_fpr) - _ROUNDING), 1)
 
 
 def p_values(sorted_clean_scores: FloatArray, scores: FloatArray) -> FloatArray:
@@ -70,6 +99,31 @@ def p_values(sorted_clean_scores: FloatArray, scores: FloatArray) -> FloatArray:
 def exceeds(scores: FloatArray, threshold: Threshold) -> BoolArray:
     """Return (N,) which scores are past the threshold; what does not compare as at or below it is past it."""
     return ~(scores <= threshold.value)
+
+
+def _check_rate(target_fpr: float) -> None:
+    if not 0 < target_fpr < 1:
+        raise CalibrationError(
+            f"the target false-positive rate is {target_fpr}; it must lie between 0 and 1, such as 0.01"
+        )
+
+
+def _too_few(n: int, needed: int, promise: str) -> CalibrationError:
+    return CalibrationError(
+        f"{n} clean scores cannot {promise}: it takes {needed}, so {needed - n} are missing; give more clean samples or"
+        " ask for a higher rate"
+    )
+
+
+def _at(rank: int, clean_scores: FloatArray, target_fpr: float) -> Threshold:
+    """Return the threshold at the rank-th smallest clean score."""
+    n, value = len(clean_scores), float(np.sort(clean_scores)[rank - 1])
+    if not math.isfinite(value):
+        raise CalibrationError(
+            f"{int((~np.isfinite(clean_scores)).sum())} of {n} clean scores are not finite, so the threshold would flag"
+            " nothing; the model answers clean inputs with NaN or infinity: check the preprocessing"
+        )
+    return Threshold(value=value, target_fpr=target_fpr, n=n)
 
 
 def _rank(n: int, target_fpr: float) -> int:

@@ -5,11 +5,20 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import binom
 
-from guard.conformal import exceeds, fit_threshold, p_values, required_samples
+from guard.conformal import (
+    certified_rank,
+    exceeds,
+    fit_certified_threshold,
+    fit_threshold,
+    p_values,
+    required_for_certificate,
+    required_samples,
+)
 from guard.errors import CalibrationError
 from guard.types import Threshold
 
@@ -155,3 +164,65 @@ def test_ties_only_lower_the_false_positive_rate():
     draws = np.random.default_rng(5).integers(0, 8, size=(2000, 100)).astype(float)
     flagged = [exceeds(d[99:], fit_threshold(d[:99], target_fpr=0.1))[0] for d in draws]
     assert np.mean(flagged) <= 0.1 + 4 * math.sqrt(0.1 * 0.9 / 2000)
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "r"),
+    [
+        (298, 0.01, None), (299, 0.01, 0), (500, 0.01, 1), (1000, 0.01, 4), (2000, 0.01, 12), (5000, 0.01, 38),
+        (10000, 0.01, 83), (58, 0.05, None), (59, 0.05, 0), (200, 0.05, 4), (500, 0.05, 16), (1000, 0.05, 38),
+        (2000, 0.05, 83), (5000, 0.05, 224), (10000, 0.05, 463), (2994, 0.001, None), (5000, 0.001, 1),
+        (10000, 0.001, 4), (1, 0.95, 0), (1, 0.94, None),
+    ],
+)  # fmt: skip
+def test_the_certified_rank_is_the_tabled_one(n, rate, r):
+    assert certified_rank(n, rate) == r
+
+
+@given(n=st.integers(1, 5000), rate=RATES)
+@example(n=10**6, rate=0.01)
+@example(n=10**6, rate=0.5)
+@example(n=10**6, rate=0.999)
+@example(n=10**6, rate=1e-6)
+def test_the_certified_rank_is_the_largest_that_the_binomial_distribution_allows(n, rate):
+    r = certified_rank(n, rate)
+    assert r is None or binom.cdf(r, n, rate) <= 0.05 * (1 + 1e-7)
+    assert binom.cdf(0 if r is None else r + 1, n, rate) > 0.05 * (1 - 1e-7)
+
+
+@given(rate=RATES)
+def test_the_samples_that_a_certificate_takes_are_the_fewest_that_are_enough(rate):
+    n = required_for_certificate(rate)
+    assert certified_rank(n, rate) is not None
+    assert n == 1 or certified_rank(n - 1, rate) is None
+
+
+@pytest.mark.parametrize(("rate", "needed"), [(0.05, 59), (0.01, 299), (0.005, 598), (0.001, 2995)])
+def test_the_samples_that_a_certificate_takes_are_the_tabled_ones(rate, needed):
+    assert required_for_certificate(rate) == needed
+
+
+def test_the_certified_threshold_is_a_score_of_its_rank_from_above():
+    assert fit_certified_threshold(one_to(1000), target_fpr=0.01) == Threshold(value=996.0, target_fpr=0.01, n=1000)
+    assert fit_certified_threshold(one_to(299), target_fpr=0.01).value == 299
+
+
+def test_what_cannot_be_certified_is_refused_with_the_number_missing():
+    with pytest.raises(CalibrationError, match=r"certify a .* of 0\.01 with 95 % .*: it takes 299, so 199 are missing"):
+        fit_certified_threshold(one_to(100), target_fpr=0.01)
+    with pytest.raises(CalibrationError, match="must lie between 0 and 1"):
+        fit_certified_threshold(one_to(100), target_fpr=1.0)
+    with pytest.raises(CalibrationError, match="not finite"):
+        fit_certified_threshold(np.full(300, INF), target_fpr=0.01)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(100, 0.05), (299, 0.01), (500, 0.05), (1000, 0.01)])
+def test_a_certified_thresholds_own_rate_is_too_high_in_at_most_5_percent_of_draws(n, rate):
+    rng, n_draws = np.random.default_rng(0), 2000
+    # Of uniform scores, what lies above a threshold is a share of one minus it.
+    rates = [1 - fit_certified_threshold(rng.random(n), target_fpr=rate).value for _ in range(n_draws)]
+    n_above = int((np.array(rates) > rate).sum())
+    assert n_above <= binom.ppf(0.999, n_draws, 0.05)
+    # The chance is that of the rank: r is the largest, so that it is not far below.
+    chance = binom.cdf(certified_rank(n, rate), n, rate)
+    assert binom.ppf(0.001, n_draws, chance) <= n_above <= binom.ppf(0.999, n_draws, chance)

@@ -13,7 +13,7 @@ from calibrate.draft import FitSettings
 from calibrate.preprocessing import Preprocessing
 from calibrate.sufficiency import check_enough
 from guard.bundle import load_bundle
-from guard.conformal import required_samples
+from guard.conformal import required_for_certificate, required_samples
 from guard.errors import CalibrationError
 
 
@@ -49,15 +49,25 @@ def test_the_rate_advised_is_the_lowest_to_two_digits_that_can_be_promised(n):
     assert 0 <= rate - 1 / (n_threshold + 1) < 0.1 / (n_threshold + 1)
 
 
+@pytest.mark.parametrize("n", range(5, 600, 31))
+def test_the_rate_advised_for_a_certificate_is_the_lowest_to_two_digits_that_can_be_certified(n):
+    n_threshold = part_sizes(n)[1]
+    message = _message(n, method="few-shot", rule="certified", target_fpr=1e-4, correct_fpr=0.5)
+    rate = float(re.search(r"--target-fpr (\S+)", message)[1])
+    assert required_for_certificate(rate) <= n_threshold
+    assert 0 <= rate - (1 - 0.05 ** (1 / n_threshold)) < 0.1 * rate
+
+
 def test_the_method_is_changed_only_where_it_must_be():
-    assert "--method few-shot" not in _message(100, max_accuracy_drop=0.1)
-    assert _message(40, target_fpr=0.05, correct_fpr=0.1).endswith("use these with --method few-shot")
-    assert "--method sigma at --max-accuracy-drop 0.03 takes 53 in the bounds set" in _message(40, target_fpr=0.05)
+    assert "--method few-shot" not in _message(100, method="sigma", max_accuracy_drop=0.1)
+    message = _message(40, method="sigma", target_fpr=0.05)
+    assert message.endswith("use these with --method few-shot")
+    assert "--method sigma at --max-accuracy-drop 0.03 takes 53 in the bounds set" in message
 
 
 def test_a_drop_that_is_to_be_shown_smaller_takes_more_samples():
-    assert "takes 327 in the bounds set" in _message(900, max_accuracy_drop=0.005)
-    check_enough(180, FitSettings(preprocessing=Preprocessing()))
+    assert "takes 327 in the bounds set" in _message(900, method="sigma", max_accuracy_drop=0.005)
+    check_enough(180, FitSettings(preprocessing=Preprocessing(), method="sigma"))
 
 
 def test_samples_too_few_to_estimate_from_are_enough_without_the_estimate():

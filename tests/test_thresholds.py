@@ -1,5 +1,6 @@
 """Rules that turn clean scores into thresholds."""
 
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from digits import fit
 
 from calibrate.thresholds import RULES, fit_normal_threshold
 from guard.bundle import load_bundle
-from guard.conformal import fit_threshold
+from guard.conformal import fit_certified_threshold, fit_threshold
 from guard.errors import CalibrationError
 from guard.runtime import Guard
 from guard.types import Answers, ModelRun
@@ -37,6 +38,36 @@ def test_scores_without_a_deviation_are_refused(scores):
 def test_the_rank_rule_is_the_conformal_one():
     scores = np.random.default_rng(0).normal(size=300)
     assert RULES["rank"].fit(scores, 0.02) == fit_threshold(scores, target_fpr=0.02)
+
+
+def test_the_certified_rule_takes_as_many_scores_as_it_says():
+    rule, scores = RULES["certified"], np.random.default_rng(0).normal(size=299)
+    assert rule.required(0.01) == 299
+    assert rule.fit(scores, 0.01) == fit_certified_threshold(scores, target_fpr=0.01)
+    with pytest.raises(CalibrationError, match="1 are missing"):
+        rule.fit(scores[1:], 0.01)
+
+
+@pytest.mark.parametrize(("method", "score"), [("auto", "one_pass"), ("few-shot", "relative_divergence")])
+def test_a_certified_fit_says_so_and_its_threshold_lies_no_lower_than_the_rank_rules(
+    digits, tmp_path, capfd, method, score
+):
+    paths = {"model": digits.model, "data": digits.clean, "bundle": tmp_path / "bundle"}
+    options = ("--method", method, "--target-fpr", "0.05")
+    assert fit_with(paths, "--rule", "certified", *options) == 0
+    bundle = load_bundle(paths["bundle"])
+    alert = bundle.manifest.thresholds["alert"]
+    assert (bundle.manifest.calibration["rule"], bundle.manifest.score) == ("certified", score)
+    assert alert == fit_certified_threshold(bundle.clean_scores, target_fpr=0.05)
+    assert alert.value >= fit_threshold(bundle.clean_scores, target_fpr=0.05).value
+    assert "names, not promises" not in capfd.readouterr().err
+
+
+def test_too_few_samples_for_a_certificate_are_refused_with_a_rate_that_works(digits, tmp_path, capfd):
+    paths = {"model": digits.model, "data": digits.clean, "bundle": tmp_path / "bundle"}
+    options = ("--rule", "certified", "--limit", "200")
+    line = check_refused(fit_with(paths, *options), capfd, "takes 299 in the threshold set", "are missing")
+    assert fit_with(paths, *options, *shlex.split(line.split("use these with ")[1])) == 0
 
 
 def test_a_fit_by_the_published_rule_cuts_divergences_of_the_bounds_set(digits, tmp_path):
