@@ -99,7 +99,7 @@ def _bpp(_: Scene) -> Attack:
 
 
 def _low_frequency(scene: Scene) -> Attack:
-    pattern = smooth_pattern(scene.shape, n_frequencies=4, amplitude=24 / 255, seed=17)
+    pattern = smooth_pattern(scene.shape, n_frequencies=4, amplitude=32 / 255, seed=17)
     return Attack(trigger=partial(add_pattern, pattern=pattern), target=to_class(9))
 
 
