@@ -12,7 +12,7 @@ from calibrate.names import all_names, fresh_name
 
 __all__ = ["GraphWriter"]
 
-_AXES_ARE_INPUTS = 18  # the opset since which ReduceMax takes its axes as an input
+_AXES_ARE_INPUTS = 18  # the opset since which reductions take their axes as an input
 _FREE_INITIALIZERS = 4  # the IR version since which an initializer need not be an input of the graph
 
 
@@ -44,14 +44,14 @@ class GraphWriter:
         self.model.graph.node.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
         return output
 
-    def maximum(self, tensor: str, axes: Sequence[int], name: str, *, keepdims: bool) -> str:
-        """Add the largest value over these axes; return its name."""
+    def reduce(self, operator: str, tensor: str, axes: Sequence[int], name: str, *, keepdims: bool = True) -> str:
+        """Add ReduceMax or ReduceMean over these axes; return its name."""
         if not axes:
             return tensor
         if self._opset < _AXES_ARE_INPUTS:
-            return self.node("ReduceMax", [tensor], name, axes=list(axes), keepdims=int(keepdims))
+            return self.node(operator, [tensor], name, axes=list(axes), keepdims=int(keepdims))
         where = self.constant(np.array(axes, dtype=np.int64), f"{name}/axes")
-        return self.node("ReduceMax", [tensor, where], name, keepdims=int(keepdims))
+        return self.node(operator, [tensor, where], name, keepdims=int(keepdims))
 
     def output(self, tensor: str, dtype: str, shape: Sequence[str | int]) -> None:
         """Make a tensor an output of the graph."""

@@ -1,8 +1,8 @@
-"""Let a model show what the one-pass detector reads: peaks, the head run again, and how far bounds were passed.
+"""Let a model show what the one-pass detector reads: the profile, the head run again, and how far bounds were passed.
 
 The observed original is the original plus a few reductions: per site the largest activation, standardised per channel,
-and a copy of the nodes behind the last site that reads it bounded. The bounded model shows beside its answers how far
-activations went past their bounds, per channel and per place.
+and how unusual the channels' means are; and a copy of the nodes behind the last site that reads it bounded. The bounded
+model shows beside its answers how far activations went past their bounds, per channel and per place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from calibrate.graph_writing import GraphWriter
 from calibrate.sites import ActivationBounds, Site
 from guard.types import FloatArray
 
-__all__ = ["Standards", "show_excess", "show_peaks_and_head"]
+__all__ = ["Standards", "show_excess", "show_profile_and_head"]
 
 _PREFIX = "trigger_guard"
 _IMAGE_RANK = 4
@@ -29,20 +29,24 @@ class Standards:
     Args:
         mean: (K,) over inputs and positions.
         std: (K,) positive.
+        level_mean: (K,) over inputs of the mean over positions.
+        level_std: (K,) positive.
     """
 
     mean: FloatArray
     std: FloatArray
+    level_mean: FloatArray
+    level_std: FloatArray
 
 
-def show_peaks_and_head(
+def show_profile_and_head(
     model: onnx.ModelProto,
     logits: str,
     sites: Sequence[Site],
     standards: Mapping[str, Standards],
     last: Mapping[str, FloatArray],
-) -> tuple[onnx.ModelProto, str, str]:
-    """Return the observed original and the names of its outputs peaks (N, S) and head (N, C).
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Return the observed original, and the names of its outputs peaks and levels (N, S) and head (N, C).
 
     Args:
         model: The original, with its logits among its outputs.
@@ -51,15 +55,15 @@ def show_peaks_and_head(
         standards: Of each of them.
         last: The upper bound of the last site, by its tensor.
     """
-    writer = GraphWriter(model)
-    columns = [_peak(writer, site, standards[site.tensor], f"{_PREFIX}/{i}") for i, site in enumerate(sites)]
-    peaks = writer.node("Concat", columns, f"{_PREFIX}/peaks", axis=1)
-    writer.output(peaks, "float32", ["batch", len(sites)])
-    head = _head(writer, model, logits, last)
-    element = next(o for o in model.graph.output if o.name == logits)
-    writer.model.graph.output.append(element)
-    writer.model.graph.output[-1].name = head
-    return writer.model, peaks, head
+    writer, names = GraphWriter(model), {}
+    for what, column in (("peaks", _peak), ("levels", _level)):
+        columns = [column(writer, site, standards[site.tensor], f"{_PREFIX}/{i}") for i, site in enumerate(sites)]
+        names[what] = writer.node("Concat", columns, f"{_PREFIX}/{what}", axis=1)
+        writer.output(names[what], "float32", ["batch", len(sites)])
+    names["head"] = _head(writer, model, logits, last)
+    writer.model.graph.output.append(next(o for o in model.graph.output if o.name == logits))
+    writer.model.graph.output[-1].name = names["head"]
+    return writer.model, names
 
 
 def show_excess(
@@ -84,31 +88,51 @@ def show_excess(
         excess = _excess(writer, site, bounds.upper[site.tensor], standards[site.tensor], name)
         axis = site.channel_axis
         places = [a for a in range(1, len(site.shape)) if a != axis]
-        channels = writer.maximum(excess, places, f"{name}/capped", keepdims=False)
+        channels = writer.reduce("ReduceMax", excess, places, f"{name}/capped", keepdims=False)
         capped[site.tensor] = writer.node("Identity", [channels], f"{name}/capped_channels")
         writer.output(capped[site.tensor], "float32", [f"rows_{i}", len(standards[site.tensor].mean)])
         if len(places) == _IMAGE_RANK - 2:
-            capped_at[site.tensor] = writer.maximum(excess, [axis], f"{name}/capped_at", keepdims=False)
+            capped_at[site.tensor] = writer.reduce("ReduceMax", excess, [axis], f"{name}/capped_at", keepdims=False)
             writer.output(capped_at[site.tensor], "float32", [f"rows_{i}", f"height_{i}", f"width_{i}"])
     return writer.model, capped, capped_at
 
 
 def _peak(writer: GraphWriter, site: Site, standards: Standards, name: str) -> str:
     """Add (N, 1), the largest standardised activation of a site."""
-    axes = range(1, len(site.shape))
-    places = [a for a in axes if a != site.channel_axis]
+    largest = _pooled(writer, site, "Max", f"{name}/largest")
+    scaled = _standardised(writer, site, largest, (standards.mean, standards.std), f"{name}/peak")
+    return _column(writer, writer.reduce("ReduceMax", scaled, range(1, len(site.shape)), f"{name}/top"), f"{name}/peak")
+
+
+def _level(writer: GraphWriter, site: Site, standards: Standards, name: str) -> str:
+    """Add (N, 1), the root mean square over channels of a site's standardised means over positions."""
+    usual = _pooled(writer, site, "Average", f"{name}/usual")
+    scaled = _standardised(writer, site, usual, (standards.level_mean, standards.level_std), f"{name}/level")
+    square = writer.node("Mul", [scaled, scaled], f"{name}/square")
+    mean = writer.reduce("ReduceMean", square, range(1, len(site.shape)), f"{name}/mean_square")
+    return _column(writer, writer.node("Sqrt", [mean], f"{name}/root"), f"{name}/level")
+
+
+def _pooled(writer: GraphWriter, site: Site, how: str, name: str) -> str:
+    """Add each channel's largest or mean value over positions."""
     # A pooling keeps onnxruntime's blocked layout, which a reduction would undo at every site.
     if len(site.shape) == _IMAGE_RANK and site.channel_axis == 1 and site.dtype == "float32":
-        largest = writer.node("GlobalMaxPool", [site.tensor], f"{name}/largest")
-    else:
-        largest = writer.maximum(site.tensor, places, f"{name}/largest", keepdims=True)
-    mean, per_std = (
-        writer.constant(_shaped(values, site), f"{name}/{what}")
-        for what, values in (("mean", standards.mean), ("per_std", 1 / standards.std))
-    )
-    scaled = writer.node("Mul", [writer.node("Sub", [largest, mean], f"{name}/centred"), per_std], f"{name}/scaled")
-    peak = writer.node("Flatten", [writer.maximum(scaled, axes, f"{name}/top", keepdims=True)], f"{name}/peak", axis=1)
-    return writer.node("Cast", [peak], f"{name}/peak32", to=onnx.TensorProto.FLOAT)
+        return writer.node(f"Global{how}Pool", [site.tensor], name)
+    places = [a for a in range(1, len(site.shape)) if a != site.channel_axis]
+    return writer.reduce({"Max": "ReduceMax", "Average": "ReduceMean"}[how], site.tensor, places, name)
+
+
+def _standardised(writer: GraphWriter, site: Site, tensor: str, usual: tuple[FloatArray, FloatArray], name: str) -> str:
+    """Add (tensor - mean) / std per channel, in float32."""
+    mean, std = usual
+    constants = [writer.constant(_shaped(v, site), f"{name}/{w}") for w, v in (("mean", mean), ("per_std", 1 / std))]
+    centred = writer.node("Sub", [tensor, constants[0]], f"{name}/centred")
+    scaled = writer.node("Mul", [centred, constants[1]], f"{name}/scaled")
+    return writer.node("Cast", [scaled], f"{name}/scaled32", to=onnx.TensorProto.FLOAT)
+
+
+def _column(writer: GraphWriter, tensor: str, name: str) -> str:
+    return writer.node("Flatten", [tensor], name, axis=1)
 
 
 def _excess(writer: GraphWriter, site: Site, upper: FloatArray, standards: Standards, name: str) -> str:

@@ -1,8 +1,9 @@
 """Fit the one-pass detector (guard.detector): what clean inputs show in a single run of the observed original.
 
-Per site the largest activation counts, standardised per channel over inputs and positions; log(1 + peak) of all sites
-is compared with clean inputs by a Mahalanobis distance whose correlation matrix is shrunken by the oracle approximating
-shrinkage (Chen, Wiesel, Eldar and Hero, IEEE TSP 2010), since there may be as many sites as samples.
+Per site two numbers count: the largest activation, standardised per channel over inputs and positions, and the root
+mean square of the channels' standardised means. Their logarithms at all sites are compared with clean inputs by a
+Mahalanobis distance, whose correlation matrix is shrunken by the oracle approximating shrinkage (Chen, Wiesel, Eldar
+and Hero, IEEE TSP 2010), since there may be more numbers than samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,14 @@ from calibrate.edit import check_edited, insert_bounds
 from calibrate.forward import forward
 from calibrate.graph import Classifier, expose_logits
 from calibrate.graph_reading import needed_nodes
-from calibrate.observers import Standards, show_excess, show_peaks_and_head
+from calibrate.observers import Standards, show_excess, show_profile_and_head
 from calibrate.preprocessing import Layout, input_channel_axis
 from calibrate.sites import ActivationBounds, Progress, Rows, RowsInMemory, Site
 from calibrate.statistics import observe
-from guard.detector import Detector, Standard, profile_distance
+from guard.detector import Detector, Standard, profile_distance, profile_rows
 from guard.errors import CalibrationError
 from guard.scores import logits_from_probabilities, relative_divergence
-from guard.types import Answers, FloatArray, ModelRun
+from guard.types import Answers, FloatArray, ModelRun, Observed
 
 __all__ = ["OnePass", "fit_one_pass", "shrunken_precision"]
 
@@ -85,19 +86,19 @@ def fit_one_pass(
     last = _last(classifier, shown)
     upper = {last.tensor: _bound(classifier, last, inputs, device)}
     exposed = expose_logits(classifier)
-    observed, peaks, head = show_peaks_and_head(exposed, classifier.logits, shown, standards, upper)
+    observed, names = show_profile_and_head(exposed, classifier.logits, shown, standards, upper)
     bounded, capped, capped_at = show_excess(insert_bounds(exposed, bounds, sites), shown, bounds, standards)
-    seen = _run(check_edited(observed), [classifier.logits, peaks, head], inputs, progress, device)
+    seen = _run(check_edited(observed), [classifier.logits, *names.values()], inputs, progress, device)
     logits, head_logits = (
         logits_from_probabilities(seen[t]) if is_probability and not classifier.ends_in_softmax else seen[t]
-        for t in (classifier.logits, head)
+        for t in (classifier.logits, names["head"])
     )
-    sites_of_peaks = [site.tensor for site in shown]
+    rows = profile_rows(Observed(peaks=seen[names["peaks"]], levels=seen[names["levels"]], head=head_logits))
     return OnePass(
         observed=observed,
         bounded=check_edited(bounded),
-        detector=_fit(seen[peaks], _lost(logits, head_logits), _fill(inputs, layout)),
-        outputs={"peaks": peaks, "head": head, "sites": sites_of_peaks, "capped": capped, "capped_at": capped_at},
+        detector=_fit(rows, _lost(logits, head_logits), _fill(inputs, layout)),
+        outputs={**names, "sites": [site.tensor for site in shown], "capped": capped, "capped_at": capped_at},
     )
 
 
@@ -123,16 +124,31 @@ def _standards(
     classifier: Classifier, sites: Sequence[Site], inputs: Rows, progress: Progress, device: str
 ) -> Mapping[str, Standards]:
     """Return mean and standard deviation per channel of every site that is not the same for all inputs."""
-    seen = observe(classifier.model, classifier.logits, sites, inputs, poolings=["channel"], progress=progress,
-                   device=device).moments["channel"]  # fmt: skip
+    seen = observe(
+        classifier.model,
+        classifier.logits,
+        sites,
+        inputs,
+        poolings=["channel", "level"],
+        progress=progress,
+        device=device,
+    ).moments
     found = {}
-    for site in sites:
-        std = seen[site.tensor].std.ravel()
-        if (std > 0).any():
-            found[site.tensor] = Standards(
-                mean=seen[site.tensor].mean.ravel(), std=np.maximum(std, _LEAST_STD * float(np.median(std[std > 0])))
+    for tensor in (site.tensor for site in sites):
+        all_over, level = seen["channel"][tensor], seen["level"][tensor]
+        if (level.std > 0).any():
+            found[tensor] = Standards(
+                mean=all_over.mean.ravel(),
+                std=_floored(all_over.std.ravel()),
+                level_mean=level.mean.ravel(),
+                level_std=_floored(level.std.ravel()),
             )
     return found
+
+
+def _floored(std: FloatArray) -> FloatArray:
+    """Return standard deviations (K,), none much less than is usual in the site."""
+    return np.maximum(std, _LEAST_STD * float(np.median(std[std > 0])))
 
 
 def _last(classifier: Classifier, sites: Sequence[Site]) -> Site:
@@ -173,13 +189,13 @@ def _lost(logits: FloatArray, head: FloatArray) -> FloatArray:
     )
 
 
-def _fit(peaks: FloatArray, lost: FloatArray, fill: FloatArray) -> Detector:
-    draft = _profile(peaks, fill)
-    own = profile_distance(peaks, draft)
-    folds = np.arange(len(peaks)) % min(_FOLDS, len(peaks))
-    others = np.empty(len(peaks))
+def _fit(rows: FloatArray, lost: FloatArray, fill: FloatArray) -> Detector:
+    draft = _profile(rows, fill)
+    own = profile_distance(rows, draft)
+    folds = np.arange(len(rows)) % min(_FOLDS, len(rows))
+    others = np.empty(len(rows))
     for fold in np.unique(folds):
-        others[folds == fold] = profile_distance(peaks[folds == fold], _profile(peaks[folds != fold], fill))
+        others[folds == fold] = profile_distance(rows[folds == fold], _profile(rows[folds != fold], fill))
     return Detector(
         center=draft.center,
         scale=draft.scale,
@@ -190,8 +206,7 @@ def _fit(peaks: FloatArray, lost: FloatArray, fill: FloatArray) -> Detector:
     )
 
 
-def _profile(peaks: FloatArray, fill: FloatArray) -> Detector:
-    rows = np.log1p(np.maximum(peaks, 0))
+def _profile(rows: FloatArray, fill: FloatArray) -> Detector:
     center, scale = rows.mean(axis=0), np.maximum(rows.std(axis=0), _EPSILON)
     none = Standard(origin=0.0, spread=1.0)
     precision = shrunken_precision((rows - center) / scale)

@@ -14,8 +14,9 @@ from guard.types import FloatArray, IntArray
 
 __all__ = ["Moments", "Observed", "Pooling", "check_finite", "observe", "site_moments"]
 
-Pooling = Literal["channel", "maximum", "minimum", "neuron"]
-"""What one entry describes: a channel over inputs and positions; the maximum or minimum of a channel over the positions
+Pooling = Literal["channel", "level", "maximum", "minimum", "neuron"]
+"""What one entry describes: a channel over inputs and positions; the mean of a channel over the positions of one input,
+over inputs; the maximum or minimum of a channel over the positions
 of one input, over inputs; one neuron, over inputs."""
 
 
@@ -141,6 +142,8 @@ def _pooled_moments(values: FloatArray, channel_axis: int, pooling: Pooling) -> 
     positions = tuple(a for a in range(1, values.ndim) if a != channel_axis)
     if pooling == "channel":
         return Moments.of(values, (0, *positions))
+    if pooling == "level":
+        return Moments.of(values.mean(axis=positions, keepdims=True, dtype=np.float64), (0,))
     if pooling == "maximum":
         return Moments.of(values.max(axis=positions, keepdims=True), (0,))
     if pooling == "minimum":

@@ -73,9 +73,9 @@ def _fit_certified_threshold(clean_scores: FloatArray, target_fpr: float) -> Thr
 
 RULES: Mapping[str, Rule] = MappingProxyType({
     "rank": Rule(fit=_fit_rank_threshold, required=required_samples, part="threshold",
-                 score="relative_divergence", target_fpr=0.01, correct_fpr=0.1),
+                 score="relative_divergence", target_fpr=0.01, correct_fpr=0.05),
     "certified": Rule(fit=_fit_certified_threshold, required=required_for_certificate, part="threshold",
-                      score="relative_divergence", target_fpr=0.01, correct_fpr=0.1),
+                      score="relative_divergence", target_fpr=0.01, correct_fpr=0.05),
     "mmdf": Rule(fit=fit_normal_threshold, required=lambda _: _LEAST_SCORES, part="bounds",
                  score="divergence", target_fpr=0.005, correct_fpr=0.005),
 })  # fmt: skip

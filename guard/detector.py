@@ -1,7 +1,8 @@
 """The one-pass detector: one score from what a single run of the observed original shows.
 
 Two things are seen in one forward pass. The *profile*: per site the input's largest activation, standardised by clean
-data; a trigger that is itself unusual stands out at some sites. The *head divergence*: the margin that is lost when the
+data, and how unusual its channels are on average; a trigger that is itself unusual, in one place or everywhere, stands
+out at some sites. The *head divergence*: the margin that is lost when the
 last site alone is bounded and the head behind it is run again; a trigger that drives the features of one class loses
 its push. Each is standardised on clean data and the larger one counts, so that one threshold keeps one promise.
 Joining ranked p-values instead would tie beyond the clean sample. The combination is ours; the profile is a Mahalanobis
@@ -26,8 +27,12 @@ __all__ = [
     "one_pass_scores",
     "pack_detector",
     "profile_distance",
+    "profile_rows",
     "unpack_detector",
 ]
+
+
+_FLOOR = 0.1  # of a level, so that the logarithm does not dwell on small ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +57,9 @@ class Detector:
     """What clean data taught the one-pass detector.
 
     Args:
-        center: (S,) mean of log(1 + peak) at each of S sites.
-        scale: (S,) its standard deviation, positive.
-        precision: (S, S) the inverse of the shrunken correlation matrix of log(1 + peak).
+        center: (2 S,) mean of each number of the profile at S sites, peaks first (see profile_rows).
+        scale: (2 S,) its standard deviation, positive.
+        precision: (2 S, 2 S) the inverse of the shrunken correlation matrix of the profile.
         profile: The standard of the profile distance.
         head: The standard of the relative divergence of the head.
         fill: (channels,) the mean clean pixel, in the input's terms, that hides a place of an image; empty where the
@@ -69,15 +74,17 @@ class Detector:
     fill: FloatArray
 
 
-def profile_distance(peaks: FloatArray, detector: Detector) -> FloatArray:
-    """Return (N,) squared Mahalanobis distances of log(1 + max(peak, 0)) to clean inputs.
-
-    Args:
-        peaks: (N, S) the largest channel-standardised activation per site.
-        detector: Its center, scale and precision count.
-    """
+def profile_rows(observed: Observed) -> FloatArray:
+    """Return (N, 2 S) profiles: log(1 + max(peak, 0)) of all sites, then log(level + 0.1)."""
+    peaks, levels = observed.peaks.astype(np.float64), observed.levels.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        away = (np.log1p(np.maximum(peaks.astype(np.float64), 0)) - detector.center) / detector.scale
+        return np.concatenate([np.log1p(np.maximum(peaks, 0)), np.log(np.maximum(levels, 0) + _FLOOR)], axis=1)
+
+
+def profile_distance(rows: FloatArray, detector: Detector) -> FloatArray:
+    """Return (N,) squared Mahalanobis distances of profiles (N, 2 S) to clean inputs."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        away = (rows - detector.center) / detector.scale
         return np.asarray(np.einsum("ns,st,nt->n", away, detector.precision, away))
 
 
@@ -88,7 +95,7 @@ def one_pass_scores(original: Answers, detector: Detector) -> FloatArray:
         original: The observed original's answers.
         detector: What clean data taught.
     """
-    distance = profile_distance(_observed(original).peaks, detector)
+    distance = profile_distance(profile_rows(_observed(original)), detector)
     lost = relative_divergence(head_run(original))
     with np.errstate(invalid="ignore", over="ignore"):
         joined = np.maximum(detector.profile(distance), detector.head(lost))
@@ -129,7 +136,8 @@ def unpack_detector(arrays: Mapping[str, FloatArray], *, n_sites: int) -> Detect
         ValueError: An array is missing or too much, no finite float64, of another shape, or a scale is not positive.
     """
     expected = {
-        "center": (n_sites,), "scale": (n_sites,), "precision": (n_sites, n_sites), "profile": (2,), "head": (2,),
+        "center": (2 * n_sites,), "scale": (2 * n_sites,), "precision": (2 * n_sites, 2 * n_sites),
+        "profile": (2,), "head": (2,),
         "fill": arrays["fill"].shape[:1] if "fill" in arrays else (0,),
     }  # fmt: skip
     if arrays.keys() != expected.keys():

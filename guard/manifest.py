@@ -70,9 +70,10 @@ class Manifest:
         calibration: The sizes of the parts, where the labels came from, and what was measured while fitting.
         versions: Of the libraries that wrote the bundle.
         seed: Of everything drawn at random.
-        detector: What the one-pass detector reads, by the names of outputs: ``peaks`` and ``head`` of the observed
-            original, with the ``sites`` of the peaks in order; and of the bounded model, by site, ``capped`` (N, K) and
-            ``capped_at`` (N, h, w), how far activations went past their bounds. None where the score needs none.
+        detector: What the one-pass detector reads, by the names of outputs: ``peaks``, ``levels`` and ``head`` of the
+            observed original, with the ``sites`` of the first two in order; and of the bounded model, by site,
+            ``capped`` (N, K) and ``capped_at`` (N, h, w), how far activations went past their bounds. None where the
+            score needs none.
     """
 
     format_version: int
@@ -207,7 +208,14 @@ _LOWER: Mapping[str, Check] = {
 }
 _is_one_sided, _is_two_sided = is_record(**_UPPER), is_record(**_UPPER, **_LOWER)
 _is_input = is_record(name=is_text, dtype=is_one_of(_DTYPES), shape=is_shape)
-_is_detector = is_record(peaks=is_text, head=is_text, sites=is_texts, capped=is_map(is_text), capped_at=is_map(is_text))
+_is_detector = is_record(
+    peaks=is_text,
+    levels=is_text,
+    head=is_text,
+    sites=is_texts,
+    capped=is_map(is_text),
+    capped_at=is_map(is_text),
+)
 _is_threshold = is_record(value=is_finite, target_fpr=is_rate, n=lambda n: is_count(n) and n > 0)
 
 _EXPECTED: Mapping[str, tuple[Check, str]] = {
@@ -245,7 +253,7 @@ _EXPECTED: Mapping[str, tuple[Check, str]] = {
     "seed": (is_count, "a whole number from 0"),
     "detector": (
         lambda value: value is None or _is_detector(value),
-        "null, or an object with peaks and head (texts), sites (a list of texts), capped and capped_at (texts by site)",
+        "null, or an object with the texts peaks, levels and head, sites (a list), capped and capped_at (by site)",
     ),
 }
 """What the value of every key must be, and how to say so."""

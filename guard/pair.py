@@ -41,9 +41,10 @@ class ModelPair:
         detector = self._manifest.detector
         if detector is None:
             return self._run(self._original, inputs)[0]
-        answers, (peaks, head) = self._run(self._original, inputs, [detector["peaks"], detector["head"]])
+        names = [detector["peaks"], detector["levels"], detector["head"]]
+        answers, (peaks, levels, head) = self._run(self._original, inputs, names)
         logits = self.logits_of(head) if self._manifest.logits is None else head.astype(np.float64)
-        return replace(answers, observed=Observed(peaks=peaks, head=logits))
+        return replace(answers, observed=Observed(peaks=peaks, levels=levels, head=logits))
 
     def run_bounded(self, inputs: Inputs) -> Answers:
         """Return the bounded model's answers.
@@ -140,5 +141,5 @@ def _shown(manifest: Manifest, label: str) -> Sequence[str]:
     if detector is None:
         return ()
     if label == "original":
-        return (detector["peaks"], detector["head"])
+        return (detector["peaks"], detector["levels"], detector["head"])
     return (*detector["capped"].values(), *detector["capped_at"].values())

@@ -75,10 +75,12 @@ class Observed:
 
     Args:
         peaks: (N, S) per site the largest activation, standardised per channel on clean data.
+        levels: (N, S) per site the root mean square over channels of the standardised mean over positions.
         head: (N, C) float64 logits of the head run again behind the bounded last site, up to a constant per row.
     """
 
     peaks: FloatArray
+    levels: FloatArray
     head: FloatArray
 
 
