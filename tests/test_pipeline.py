@@ -91,7 +91,7 @@ def test_the_manifest_says_what_was_fitted(digits_bundle):
     sizes = [manifest.calibration[f"n_{part}_set"] for part in ("bounds", "threshold", "held_out")]
     assert sizes == [round(share * 700) for share in PARTS]
     thresholds = {name: (t.target_fpr, t.n) for name, t in manifest.thresholds.items()}
-    assert thresholds == {"alert": (0.05, sizes[1]), "correct": (0.1, sizes[1])}
+    assert thresholds == {"alert": (0.05, sizes[1]), "correct": (0.05, sizes[1])}
     assert manifest.calibration["labels"] == "given"
 
 
