@@ -1,4 +1,4 @@
-"""guard-calibrate: inspect models; fit, evaluate and show bundles. The only place of this package that prints."""
+"""guard-calibrate: its commands, each read, run and printed. The only place of this package that prints."""
 
 import argparse
 import sys
@@ -19,6 +19,7 @@ try:
     from calibrate.estimation import TprEstimation
     from calibrate.evaluation import Evaluation
     from calibrate.files import check_place_of, check_places_apart, write_file, write_json
+    from calibrate.findings_file import unpack_findings
     from calibrate.inspect_pipeline import InspectSettings, inspect_model
     from calibrate.inspection.inspection import Inspection
     from calibrate.inspection.report import evidence_rows, headline, left_rows, render_inspection
@@ -26,7 +27,10 @@ try:
     from calibrate.inspection.verdict import SUSPECTED
     from calibrate.pipeline import FitSettings, evaluate_bundle, fit_bundle
     from calibrate.progress import ProgressReport
-    from calibrate.report import estimate_rows, warnings_of
+    from calibrate.report import render_report
+    from calibrate.report_checks import warnings_of
+    from calibrate.report_tables import estimate_rows
+    from calibrate.shown import manifest_rows
     from calibrate.thresholds import RULES
 except ModuleNotFoundError as error:
     if error.name not in ("matplotlib", "onnx", "PIL", "torch"):
@@ -162,7 +166,15 @@ def _show(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.bundle)
     Guard.from_bundle(bundle)
     print(f"{options.bundle}: every file verified, both models load\n")
-    _print_rows(_manifest_rows(bundle.manifest))
+    _print_rows(manifest_rows(bundle.manifest))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    check_place_of("--out", options.out, bundle=options.bundle)
+    bundle = load_bundle(options.bundle)
+    write_file("--out", options.out, render_report(bundle.manifest, unpack_findings(bundle)))
+    print(f"report written to {options.out}")
     return 0
 
 
@@ -203,46 +215,12 @@ def _evaluation_rows(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         yield key, _NO_VALUE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _manifest_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    yield "model", f"{manifest.model['name']}, SHA-256 {str(manifest.model['sha256'])[:16]}..."
-    yield from (("input", str(spec)) for spec in manifest.inputs)
-    yield "output", f"{manifest.output}, {manifest.output_kind}"
-    yield "preprocessing of images", _sentence(manifest.preprocessing)
-    yield "method", f"{manifest.method['name']}: {_sentence(manifest.method['settings'])}"
-    yield (
-        "sites",
-        f"{len(manifest.sites)}, {sum(s['n_bounds'] + s.get('n_lower_bounds', 0) for s in manifest.sites)} bounds",
-    )
-    yield "score", manifest.score
-    for name, t in manifest.thresholds.items():
-        yield f"{name} threshold", f"{t.value:.6g}, for a false-positive rate of {t.target_fpr:g}, from {t.n} inputs"
-    yield "calibration", _sentence({k: v for k, v in manifest.calibration.items() if k != "estimated_tpr"})
-    yield from _estimated_rows(manifest.calibration.get("estimated_tpr"))
-    yield "written with", _sentence(manifest.versions)
-    yield "seed", str(manifest.seed)
-    for name, digest in manifest.files.items():
-        yield name, f"{digest.n_bytes} bytes, SHA-256 {digest.sha256[:16]}..."
-
-
-def _estimated_rows(estimated: object) -> Iterator[tuple[str, str]]:
-    """Yield the estimates that a manifest holds, as far as it holds them in the known form."""
-    if not isinstance(estimated, dict):
-        return
-    yield "tpr estimated on triggers", f"towards class {estimated.get('target_class')}"
-    for found in estimated.get("estimates", []):
-        yield "", _sentence(found)
-
-
-def _sentence(values: object) -> str:
-    return ", ".join(f"{k} {v}" for k, v in values.items()) if isinstance(values, dict) else str(values)
-
-
 def _print_rows(rows: Iterator[tuple[str, str]]) -> None:
     for key, value in rows:
         print(f"{key:<{_LABEL_WIDTH}}{value}")
 
 
-_COMMANDS = {"inspect": _inspect, "fit": _fit, "evaluate": _evaluate, "show": _show}
+_COMMANDS = {"inspect": _inspect, "fit": _fit, "evaluate": _evaluate, "report": _report, "show": _show}
 
 
 if __name__ == "__main__":

@@ -11,20 +11,24 @@ from calibrate.data import PARTS, CalibrationSplit, Samples, load_samples, split
 from calibrate.draft import FitSettings, draft_bundle
 from calibrate.estimation import Recover, TprEstimation, estimate_tpr, recover_for_estimate
 from calibrate.evaluation import Answered, Evaluation, evaluate
+from calibrate.findings import Findings, see
+from calibrate.findings_file import pack_findings
 from calibrate.fit_checks import check_classes, check_preprocessing, check_settings
 from calibrate.forward import batches, provider_of
 from calibrate.gradients import NoGradientError
 from calibrate.graph import Classifier, read_classifier, survey_sites
 from calibrate.inspection.mesa import MesaFindings
 from calibrate.inspection.problem import InspectionProblem
+from calibrate.inspection.trigger_pictures import trigger_png
 from calibrate.labels import agreement_of, labels_or_predicted
-from calibrate.report import Findings, render_report
+from calibrate.report import render_report
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, Site
 from calibrate.sufficiency import check_enough
 from calibrate.thresholds import RULES
 from guard.bundle import (
     BOUNDED,
     DETECTOR,
+    FINDINGS,
     OBSERVED,
     ORIGINAL,
     REPORT,
@@ -36,7 +40,7 @@ from guard.bundle import (
 )
 from guard.detector import pack_detector
 from guard.errors import CalibrationError
-from guard.manifest import Manifest
+from guard.manifest import Manifest, read_manifest, write_manifest
 from guard.runtime import Guard
 
 __all__ = ["PARTS", "FitSettings", "answer", "evaluate_bundle", "fit_bundle"]
@@ -84,11 +88,13 @@ def fit_bundle(
     bounds = _learn(methods[settings.method], problem)
     draft = draft_bundle(classifier, sites, bounds, split, settings, progress)
     fitted = _with_thresholds(draft, split, settings, progress)
+    estimation = _estimate(fitted, recovered, split.held_out, settings, progress)
     findings = replace(
-        _find(fitted, bounds, split.held_out, settings, progress),
+        _find(fitted, split.held_out, settings, progress),
         dropped_outputs=classifier.dropped,
         unranked=unranked,
-        estimation=_estimate(fitted, recovered, split.held_out, settings, progress),
+        estimation=estimation,
+        triggers=_picture(estimation),
     )
     return _save(fitted, bundle, findings), findings
 
@@ -191,6 +197,12 @@ def _estimate(
     )
 
 
+def _picture(estimation: TprEstimation | None) -> bytes:
+    if estimation is None or estimation.recovered is None or not estimation.recovered.kept:
+        return b""
+    return trigger_png(estimation.recovered.kept, estimation.examples)
+
+
 def _with_thresholds(draft: Bundle, split: CalibrationSplit, settings: FitSettings, progress: Progress) -> Bundle:
     """Apply the rule to scores that the guard itself gives on the models that will ship."""
     rule = RULES[settings.rule]
@@ -207,42 +219,28 @@ def _open(bundle: Bundle, settings: FitSettings) -> Guard:
     return Guard.from_bundle(bundle, provider=provider_of(settings.device))
 
 
-def _find(
-    fitted: Bundle, bounds: ActivationBounds, held_out: Samples, settings: FitSettings, progress: Progress
-) -> Findings:
+def _find(fitted: Bundle, held_out: Samples, settings: FitSettings, progress: Progress) -> Findings:
     """Measure the fitted guard on the held-out set."""
     answered = answer(_open(fitted, settings), held_out, progress, stage="measuring the held-out set")
     return Findings(
+        answered=answered,
         held_out=evaluate(answered, None, target_fpr=settings.target_fpr),
-        held_out_scores=answered.scores,
         clean_scores=fitted.clean_scores,
-        upper=bounds.upper,
-        lower=bounds.lower,
+        seen=see(fitted, held_out, provider=provider_of(settings.device), progress=progress),
         skipped=held_out.skipped,
     )
 
 
 def _save(fitted: Bundle, place: str | Path, findings: Findings) -> Manifest:
     """Write the bundle with what was found; return its manifest."""
-    manifest = replace(fitted.manifest, calibration={**fitted.manifest.calibration, **_measured(findings)})
+    manifest = replace(fitted.manifest, calibration={**fitted.manifest.calibration, **findings.measured()})
     contents = {
         ORIGINAL: fitted.original,
         BOUNDED: fitted.bounded,
         THRESHOLDS: pack_scores(fitted.clean_scores),
-        REPORT: render_report(manifest, findings),
+        FINDINGS: pack_findings(findings),
+        REPORT: render_report(read_manifest(write_manifest(manifest)), findings),  # as it will be read back
     }
     if fitted.observed is not None and fitted.detector is not None:
         contents |= {OBSERVED: fitted.observed, DETECTOR: pack_detector(fitted.detector)}
     return save_bundle(place, manifest, contents)
-
-
-def _measured(findings: Findings) -> Mapping[str, object]:
-    held_out = findings.held_out
-    estimated = {} if findings.estimation is None else {"estimated_tpr": findings.estimation.summary()}
-    return {
-        **estimated,
-        "held_out_fpr": held_out.measured_fpr,
-        "held_out_original_accuracy": held_out.original_clean_accuracy,
-        "held_out_bounded_accuracy": held_out.bounded_clean_accuracy,
-        "held_out_guarded_accuracy": held_out.guarded_clean_accuracy,
-    }

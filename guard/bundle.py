@@ -25,6 +25,7 @@ from guard.types import FloatArray
 __all__ = [
     "BOUNDED",
     "DETECTOR",
+    "FINDINGS",
     "MANIFEST",
     "OBSERVED",
     "ORIGINAL",
@@ -39,11 +40,12 @@ __all__ = [
 
 MANIFEST, ORIGINAL, BOUNDED, THRESHOLDS = "manifest.json", "original.onnx", "bounded.onnx", "thresholds.npz"
 OBSERVED, DETECTOR = "observed.onnx", "detector.npz"
-REPORT = "report.html"
+FINDINGS, REPORT = "findings.npz", "report.html"
 
 _REQUIRED = frozenset({ORIGINAL, BOUNDED, THRESHOLDS})
 _DETECTING = frozenset({OBSERVED, DETECTOR})
-_ALLOWED = _REQUIRED | _DETECTING | {REPORT}
+_FOR_PEOPLE = frozenset({FINDINGS, REPORT})
+_ALLOWED = _REQUIRED | _DETECTING | _FOR_PEOPLE
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _ATTEMPTS = 5
 # What numpy and zipfile raise for bytes that are no npz file, or not quite.
@@ -62,6 +64,7 @@ class Bundle:
         clean_scores: (n,) ascending scores of the clean samples that the thresholds were fitted on.
         observed: The original with the outputs that the one-pass detector reads, serialised, where the score needs one.
         detector: What the detector learned, where there is one.
+        findings: What was found while fitting, as calibrate packs it, where it was kept; no verdict depends on it.
     """
 
     manifest: Manifest
@@ -70,6 +73,7 @@ class Bundle:
     clean_scores: FloatArray
     observed: bytes | None = None
     detector: Detector | None = None
+    findings: bytes | None = None
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -106,6 +110,7 @@ def _load(folder: Path) -> Bundle:
         clean_scores=scores,
         observed=contents.get(OBSERVED),
         detector=_unpack_detector(contents, manifest),
+        findings=contents.get(FINDINGS),
     )
 
 
@@ -171,10 +176,10 @@ def _required(manifest: Manifest) -> frozenset[str]:
 
 
 def _check_contents(contents: Mapping[str, bytes], *, required: frozenset[str]) -> None:
-    if wrong := sorted(contents.keys() - {REPORT} ^ required):
+    if wrong := sorted(contents.keys() - _FOR_PEOPLE ^ required):
         raise BundleError(
-            f"a bundle holds {', '.join(sorted(required))} and may hold {REPORT}; {reprlib.repr(wrong[0])} is missing"
-            " or too much"
+            f"a bundle holds {', '.join(sorted(required))} and may hold {FINDINGS} and {REPORT};"
+            f" {reprlib.repr(wrong[0])} is missing or too much"
         )
 
 

@@ -23,6 +23,7 @@ from guard.types import Answers, FloatArray, ModelRun, Observed
 __all__ = [
     "Detector",
     "Standard",
+    "both_scores",
     "head_run",
     "one_pass_scores",
     "pack_detector",
@@ -95,11 +96,15 @@ def one_pass_scores(original: Answers, detector: Detector) -> FloatArray:
         original: The observed original's answers.
         detector: What clean data taught.
     """
-    distance = profile_distance(profile_rows(_observed(original)), detector)
-    lost = relative_divergence(head_run(original))
-    with np.errstate(invalid="ignore", over="ignore"):
-        joined = np.maximum(detector.profile(distance), detector.head(lost))
+    joined = np.maximum(*both_scores(original, detector))
     return np.where(np.isfinite(joined), joined, np.inf)
+
+
+def both_scores(original: Answers, detector: Detector) -> tuple[FloatArray, FloatArray]:
+    """Return (N,) the scores of profile and head that one_pass_scores joins; these may hold NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        profile = detector.profile(profile_distance(profile_rows(_observed(original)), detector))
+        return profile, detector.head(relative_divergence(head_run(original)))
 
 
 def head_run(original: Answers) -> ModelRun:

@@ -22,7 +22,7 @@ from calibrate.inspection.trigger_families import TriggerKind
 from calibrate.inspection.trigger_places import Places
 from calibrate.inspection.triggers import TriggerDistribution
 from calibrate.pipeline import fit_bundle
-from calibrate.report import estimate_rows
+from calibrate.report_tables import estimate_rows
 from calibrate.sites import RowsInMemory
 from guard.bundle import REPORT, load_bundle
 from guard.errors import CalibrationError
@@ -117,6 +117,12 @@ def test_a_fit_estimates_reports_and_keeps_what_it_recovered(fitted, paths):
     report = (paths["bundle"] / REPORT).read_text()
     assert "estimated on recovered triggers towards class 0" in report
     assert "patch 3x3, level 0.8, validating" in report
+    assert "src='data:image/png;base64," in report
+
+
+def test_the_report_of_an_estimate_is_drawn_again_to_the_byte(fitted, paths, tmp_path):
+    assert main(["report", str(paths["bundle"]), "--out", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "r.html").read_bytes() == (paths["bundle"] / REPORT).read_bytes()
 
 
 def test_the_estimate_is_told_with_its_interval_and_count(fitted):

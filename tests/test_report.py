@@ -1,4 +1,4 @@
-"""The report: one page that opens nothing outside of itself and says what a careful reader must know."""
+"""The report: one page that opens nothing outside of itself and that a person understands by itself."""
 
 import re
 from dataclasses import replace
@@ -6,87 +6,94 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from bundles import manifest
+from findings import SITE, N, detecting, findings_of, manifest_of
+from hypothesis import given
+from hypothesis import strategies as st
 
-from calibrate.evaluation import Answered, evaluate
-from calibrate.report import Findings, render_report, warnings_of
+from calibrate.page import bar
+from calibrate.report import render_report
+from calibrate.report_tables import class_rows, site_rows, threshold_rows
 from guard.bundle import REPORT
 
-N = 100
-CALIBRATION = {"labels": "given", "rule": "rank", "max_accuracy_drop": 0.03}
 
+class _Page(HTMLParser):
+    """Collects the tags of a page, what is open at its end, and everything that an attribute points at."""
 
-def _findings(*, n_flagged: int = 1, upper=None, scores=None, skipped=()) -> Findings:
-    scores = np.linspace(0, 0.009, N) if scores is None else scores
-    classes = np.arange(N) % 3
-    answered = Answered(
-        labels=classes,
-        target_classes=None,
-        original=classes,
-        bounded=classes,
-        guarded=classes,
-        scores=scores,
-        flagged=np.arange(N) < n_flagged,
-    )
-    return Findings(
-        held_out=evaluate(answered, None, target_fpr=0.01),
-        held_out_scores=scores,
-        clean_scores=np.linspace(0, 0.01, 200),
-        upper=upper or {"relu": np.ones((1, 3))},
-        skipped=skipped,
-    )
-
-
-def _manifest(**changes):
-    return replace(manifest(), calibration=CALIBRATION, **changes)
-
-
-class _Resources(HTMLParser):
-    """Collects the tags of a page and everything that an attribute points at."""
-
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: set[str] = set()
         self.targets: set[str] = set()
+        self.open: list[str] = []
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
+        self.open += [] if tag in ("meta", "img") else [tag]
         self.targets |= {value or "" for name, value in attrs if name.split(":")[-1] in ("href", "src", "srcset")}
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def page_of(manifest, findings) -> str:
+    return render_report(manifest, findings).decode()
 
 
 def test_the_page_of_a_fit_opens_nothing_from_elsewhere(digits_bundle):
     text = (digits_bundle / REPORT).read_text()
-    page = _Resources()
-    page.feed(text)
-    assert page.tags.isdisjoint({"script", "link", "iframe", "img", "object", "embed", "base", "meta-refresh"})
-    assert all(target.startswith("#") for target in page.targets)
+    page = _Page(text)
+    assert page.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+    assert all(target.startswith(("#", "data:image/png;base64,")) for target in page.targets)
     assert "http" not in text
     assert "@import" not in text
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
 
 
-def test_the_page_of_a_fit_holds_both_pictures_and_the_held_out_figures(digits_bundle):
+def test_every_tag_is_closed_and_every_id_is_there_once(digits_bundle):
     text = (digits_bundle / REPORT).read_text()
-    assert text.count("<svg") == text.count("</svg>") == 2
-    assert "false-positive rate measured" in text
-    assert "Guard of digits" in text
+    page = _Page(text)
+    ids = re.findall(r'\bid=["\']([^"\']+)', text)
+    assert page.open == []
+    assert {target[1:] for target in page.targets if target.startswith("#")} <= set(ids)
+
+
+def test_a_phone_shows_the_page_at_its_own_width(digits_bundle):
+    assert "<meta name='viewport' content='width=device-width" in (digits_bundle / REPORT).read_text()
+
+
+def test_the_page_of_a_fit_says_what_the_model_is_and_how_the_guard_did(digits_bundle):
+    text = (digits_bundle / REPORT).read_text()
+    for part in ("Guard of digits", "SHA-256", "float32 (?, 1, 8, 8)", "Can you trust this report?", "Class by class"):
+        assert part in text
+    assert "at most 5 % of clean inputs, on average over draws of the 385 samples" in text
+    assert text.count("<svg") == text.count("</svg>") == 2  # one picture, for two widths
+
+
+def test_a_page_claims_no_more_than_it_looked_for():
+    assert "no backdoor was looked for" in page_of(manifest_of(), findings_of())
+    assert "is no verdict on the model" in page_of(manifest_of(), findings_of())
 
 
 def test_the_same_findings_give_the_same_page():
-    assert render_report(_manifest(), _findings()) == render_report(_manifest(), _findings())
+    assert page_of(manifest_of(), findings_of()) == page_of(manifest_of(), findings_of())
 
 
 def test_names_are_escaped():
-    changed = _manifest(model={"name": "<script>alert(1)</script>", "sha256": "", "n_bytes": 1})
-    page = render_report(changed, _findings(skipped=["<b>.png"])).decode()
+    sites = [{**SITE, "tensor": "<i>relu"}]
+    changed = manifest_of(model={"name": "<script>alert(1)</script>", "sha256": "", "n_bytes": 1}, sites=sites)
+    page = page_of(changed, findings_of(skipped=["<b>.png"]))
     assert "<script>" not in page
-    assert "<b>" not in page
+    assert "<b>.png" not in page
+    assert "<i>relu" not in page
     assert "&lt;script&gt;" in page
 
 
 @pytest.mark.parametrize("name", ["$x_$^", "层/输出", "a\nb", "/" + "x" * 200, "$\\frac$", ""])
 def test_a_tensor_may_have_any_name(name):
-    assert b"<svg" in render_report(_manifest(), _findings(upper={name: np.ones((1, 3))}))
+    assert "<svg" in page_of(manifest_of(sites=[{**SITE, "tensor": name}]), findings_of())
 
 
 @pytest.mark.parametrize(
@@ -101,59 +108,56 @@ def test_a_tensor_may_have_any_name(name):
     ],
 )
 def test_the_held_out_scores_may_be_any(scores):
-    assert b"<svg" in render_report(_manifest(), _findings(scores=scores))
+    assert "<svg" in page_of(manifest_of(), findings_of(scores=scores))
+    assert "the head speaks" not in page_of(manifest_of(), findings_of(scores=scores))
 
 
 def test_scores_that_differ_by_rounding_alone_are_drawn():
     scores = np.nextafter(np.full(N, 5.0), np.tile([0.0, 9.0], N // 2))
-    findings = replace(_findings(scores=scores), clean_scores=np.full(200, 5.0))
-    assert b"<svg" in render_report(_manifest(), findings)
+    assert "<svg" in page_of(manifest_of(), findings_of(scores=scores, clean_scores=np.full(200, 5.0)))
 
 
-def test_hundreds_of_sites_are_drawn():
-    assert b"<svg" in render_report(_manifest(), _findings(upper={f"site {k}": np.ones(1) for k in range(200)}))
+@pytest.mark.parametrize("bounds", [(-2.0, -1.0), (0.0, 0.0), (1e-300, 1e300), (-1e300, 5.0)])
+def test_bounds_may_be_any(bounds):
+    site = {**SITE, "least_bound": bounds[0], "greatest_bound": bounds[1]}
+    assert f"{bounds[0]:.3g} to {bounds[1]:.3g}" in page_of(manifest_of(sites=[site]), findings_of())
 
 
-def test_nothing_is_warned_of_where_all_is_well():
-    assert list(warnings_of(_manifest(), _findings())) == []
+def test_a_site_tells_how_many_held_out_inputs_pass_its_bounds():
+    first, second = site_rows(detecting("a", "b"), findings_of(capped=[0, 25]))
+    assert first[-1].endswith("0.0%")
+    assert second[-1].endswith("25.0%")
+    (unmeasured,) = site_rows(manifest_of(), findings_of())
+    assert unmeasured[-1] == "not measured"
 
 
-def test_more_false_alarms_than_chance_allows_are_warned_of():
-    (warning,) = warnings_of(_manifest(), _findings(n_flagged=10))
-    assert warning.startswith("10 of 100 held-out clean inputs were flagged")
+def test_a_threshold_tells_its_promise_and_what_it_did():
+    scores = np.append(np.zeros(N - 5), np.ones(5))
+    alert, correct = threshold_rows(manifest_of(), findings_of(scores=scores))
+    assert alert[0::3] == ("alert", "at most 1 % of clean inputs, on average over draws of the 200 samples")
+    assert correct[-1].startswith("5.00% [")
 
 
-@pytest.mark.parametrize(("n_lost", "is_told"), [(0, False), (5, False), (12, True)])
-def test_bounds_that_cost_more_accuracy_than_is_allowed_are_warned_of(n_lost, is_told):
-    found = _findings()
-    found = replace(found, held_out=replace(found.held_out, bounded_clean_accuracy=1 - n_lost / N))
-    told = [w for w in warnings_of(_manifest(), found) if "of accuracy on the held-out set, more than the 3.0%" in w]
-    assert len(told) == is_told
+def test_a_class_tells_its_accuracies_and_the_share_flagged_of_those_predicted_so():
+    found = findings_of(n_flagged=2)
+    guarded = np.where(found.answered.flagged, 1, found.answered.original)
+    rows = list(class_rows(manifest_of(), replace(found, answered=replace(found.answered, guarded=guarded))))
+    assert [row[:4] for row in rows] == [
+        ("0", "34", "100.0%", "97.1%"), ("1", "33", "100.0%", "100.0%"), ("2", "33", "100.0%", "100.0%"),
+    ]  # fmt: skip
+    assert rows[0][4].endswith("2.9% (1 of 34)")
+    assert rows[2][4].endswith("0.0% (0 of 33)")
 
 
-def test_bounds_of_which_none_passed_are_warned_of():
-    by_none = {"name": "unit-published", "settings": {"n_passed": 0, "step": 300}}
-    assert "No bounds passed validation" in "".join(warnings_of(_manifest(method=by_none), _findings()))
-    of_sigma = {"name": "mmac", "settings": {"n_passed": 0, "step": 0}}
-    assert "No bounds passed validation" not in "".join(warnings_of(_manifest(method=of_sigma), _findings()))
+def test_without_labels_classes_are_those_predicted():
+    found = findings_of()
+    unlabelled = replace(found, answered=replace(found.answered, labels=None))
+    assert [row[:4] for row in class_rows(manifest_of(), unlabelled)] == [(str(k), "", "", "") for k in range(3)]
 
 
-def test_missing_labels_and_skipped_images_are_warned_of():
-    unlabelled = replace(manifest(), calibration={**CALIBRATION, "labels": "predicted by the original"})
-    labels, images = warnings_of(unlabelled, _findings(skipped=["a.png", "b.png"]))
-    assert labels.startswith("No labels were given")
-    assert images.startswith("2 images could not be read and were skipped, such as a.png")
-
-
-def test_bounds_whose_learning_broke_off_are_warned_of():
-    broken = _manifest(method={"name": "mmac", "settings": {"stopped": "the loss was nan at step 3"}})
-    (warning,) = warnings_of(broken, _findings())
-    assert warning == "Learning the bounds stopped early: the loss was nan at step 3. The last good ones were kept."
-
-
-@pytest.mark.parametrize("value", [-1.0, 0.0, 1e-7])
-def test_a_threshold_that_is_no_more_than_rounding_is_warned_of(value):
-    thresholds = manifest().thresholds
-    touched = _manifest(thresholds={**thresholds, "alert": replace(thresholds["alert"], value=value)})
-    (warning,) = warnings_of(touched, _findings())
-    assert "no more than rounding" in warning
+@given(low=st.floats(0, 1), high=st.floats(0, 1))
+def test_a_bar_stays_within_itself(low, high):
+    low, high = sorted((low, high))
+    left, width = map(float, re.search(r"left:([\d.]+)%;width:([\d.]+)%", bar(low, high, "")).groups())
+    assert left + width <= 100.2
+    assert width > 0 or high == 0

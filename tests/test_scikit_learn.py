@@ -20,7 +20,7 @@ from calibrate.differentiable import DifferentiableModel
 from calibrate.graph import Classifier, find_sites, read_classifier
 from calibrate.pipeline import FitSettings, fit_bundle
 from calibrate.preprocessing import Preprocessing
-from calibrate.report import warnings_of
+from calibrate.report_checks import warnings_of
 from guard.bundle import load_bundle
 from guard.errors import CalibrationError, InputError
 from guard.runtime import Guard

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from calibrate.inspection.inspection import Inspection
 from calibrate.inspection.pictures import class_picture, suspicion_picture, trigger_picture
 from calibrate.inspection.verdict import NO_EVIDENCE, SUSPECTED, MesaComparison
-from calibrate.page import STYLE, records, table
+from calibrate.page import page, records, table
 
 __all__ = ["evidence_rows", "headline", "left_rows", "render_inspection"]
 
@@ -47,8 +47,7 @@ def render_inspection(inspection: Inspection) -> bytes:
     name = html.escape(str(inspection.model["name"]))
     box = _BOXES.get(inspection.verdict.verdict, "warning")
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Inspection of {name}</title>",
-        f"<style>{STYLE}</style><h1>Inspection of {name}</h1>",
+        f"<div class='kind'>Trigger Guard, inspection of a model</div><h1>Inspection of {name}</h1>",
         f"<p class='{box} verdict'>{html.escape(headline(inspection))}</p>",
         *(f"<p class='warning'>{html.escape(warning)}</p>" for warning in inspection.warnings()),
         "<p>No look can show that a model is free of backdoors: what is not found may still be there.</p>",
@@ -61,9 +60,8 @@ def render_inspection(inspection: Inspection) -> bytes:
         *_mesa(inspection.mesa),
         "<h2>How it was looked at</h2>",
         table(_settings_rows(inspection)),
-        "</html>",
     ]
-    return "\n".join(parts).encode()
+    return page(f"Inspection of {inspection.model['name']}", parts)
 
 
 def _left(inspection: Inspection) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Pictures of recovered triggers, as HTML wants them."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,11 +11,12 @@ from calibrate.inspection.triggers import TriggerDistribution
 from calibrate.page import svg
 from guard.types import FloatArray
 
-__all__ = ["trigger_picture"]
+__all__ = ["trigger_picture", "trigger_png"]
 
 _N_TRIGGERS = 6
 _N_TRIGGERED = 4
 _CELL = 0.95  # inches
+_DOTS = 130  # per inch
 
 
 def trigger_picture(distributions: Sequence[TriggerDistribution], examples: FloatArray) -> str:
@@ -25,6 +27,13 @@ def trigger_picture(distributions: Sequence[TriggerDistribution], examples: Floa
         examples: (n, ...) model-ready inputs, shown with triggers on.
     """
     return svg(_figure(distributions, examples))
+
+
+def trigger_png(distributions: Sequence[TriggerDistribution], examples: FloatArray) -> bytes:
+    """Draw the same as PNG, which can be kept and shown again without being trusted."""
+    buffer = io.BytesIO()
+    _figure(distributions, examples).savefig(buffer, format="png", dpi=_DOTS, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _figure(distributions: Sequence[TriggerDistribution], examples: FloatArray) -> Figure:
