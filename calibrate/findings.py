@@ -36,7 +36,7 @@ class Seen:
     @property
     def is_profile(self) -> BoolArray:
         """(n,) where the profile speaks: its score is the larger one, or no number."""
-        return ~(self.profile <= self.head)
+        return (self.profile > self.head) | ~np.isfinite(self.profile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

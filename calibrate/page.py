@@ -52,6 +52,7 @@ code {{ background: {_PAPER}; padding: .1rem .3rem; border-radius: .2rem; }}
   .wide {{ display: none; }} .narrow {{ display: block; }} .bar {{ width: 4.5rem; }}
   .facts {{ grid-template-columns: 1fr 1fr; gap: .5rem; }} .fact {{ padding: .6rem .7rem; }}
   .fact b {{ font-size: 1.15rem; }} .checks li {{ grid-template-columns: 1fr; }} td, th {{ padding-right: .8rem; }}
+  th, td.name, td.number {{ white-space: normal; }} td.words {{ min-width: 9rem; }}
 }}
 @media print {{ body {{ max-width: none; }} h2 {{ break-after: avoid; }} .scroll {{ overflow: visible; }} }}
 """

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from calibrate.findings import Findings
 from calibrate.page import ALERT, CORRECT, INK, SOFT, svg
@@ -20,7 +20,8 @@ _ALIKE = 1e-9
 _N_BINS = 48
 _USUAL = 0.995  # of the scores are drawn where they are; rarer ones are drawn at the edge
 _TITLE: Mapping[str, Any] = {"loc": "left", "fontsize": 10, "color": "#3b4656"}
-_WIDTHS = {"wide": 8.6, "narrow": 4.6}  # inches, on a desktop and on a phone
+_NARROW = 4.6  # inches, on a phone
+_WIDTHS = {"wide": 8.6, "narrow": _NARROW}
 
 
 def score_picture(manifest: Manifest, findings: Findings) -> str:
@@ -51,11 +52,11 @@ def _figure(manifest: Manifest, findings: Findings, width: float) -> Figure:
     _draw(below, edges, _parts(findings))
     below.set_title(f"held-out set: {len(findings.answered.scores)} clean inputs", **_TITLE)
     below.set_xlabel(f"score ({manifest.score.replace('_', ' ')}; rarer ones are drawn at the edge)")
-    if findings.seen is not None:
-        below.legend(frameon=False, fontsize=9, loc="upper right")
     for axes in (above, below):
         _draw_thresholds(axes, manifest)
-    above.legend(frameon=False, fontsize=9, loc="upper right")
+    handles, labels = below.get_legend_handles_labels()
+    columns = len(labels) if width > _NARROW else 2
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 
@@ -76,7 +77,7 @@ def _draw(axes: Axes, edges: FloatArray, parts: Sequence[_Part]) -> None:
         kind: Literal["step", "bar"] = "step" if part.is_line else "bar"
         axes.hist(scores, bins=edges.tolist(), color=part.color, label=part.name, histtype=kind, linewidth=1.5)
     axes.set(yscale="log", ylabel="inputs", ylim=(0.7, None))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
