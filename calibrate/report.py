@@ -33,9 +33,9 @@ _NO_EVIDENCE = (
     " evidence that the model holds a backdoor, and nothing shows that it holds none: {found}</p>"
 )
 _TWO_SCORES = (
-    "<p>The score is the larger of two. The <i>profile</i> is high where some activation is larger than clean inputs"
-    " make it; the <i>head</i> is high where the answer falls once the last activation is capped. On both scales 0 is"
-    " the usual clean input, and 1 is exceeded by a tenth of them.</p>"
+    "<p>The score is the larger of two. The <i>profile</i> is high where activations are larger, or more unusual on"
+    " average, than clean inputs make them; the <i>head</i> is high where the answer falls once the last activation is"
+    " capped. On both scales 0 is the usual clean input, and 1 is exceeded by a tenth of them.</p>"
 )
 _ONE_SCORE = (
     "<p>The score is the margin of the predicted class that the bounded model takes away: little on clean inputs.</p>"
