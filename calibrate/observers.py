@@ -1,8 +1,8 @@
 """Let a model show what the one-pass detector reads: the profile, the head run again, and how far bounds were passed.
 
-The observed original is the original plus a few reductions: per site the largest activation, standardised per channel,
-and how unusual the channels' means are; and a copy of the nodes behind the last site that reads it bounded. The bounded
-model shows beside its answers how far activations went past their bounds, per channel and per place.
+The observed original is the original plus a few reductions per site, from which come the four numbers of its profile
+(guard.detector), and a copy of the nodes behind the last site that reads it bounded. The bounded model shows beside its
+answers how far activations went past their bounds, per channel and per place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,27 +16,33 @@ from calibrate.graph_writing import GraphWriter
 from calibrate.sites import ActivationBounds, Site
 from guard.types import FloatArray
 
-__all__ = ["Standards", "show_excess", "show_profile_and_head"]
+__all__ = ["MeanStd", "Standards", "show_excess", "show_profile_and_head"]
 
 _PREFIX = "trigger_guard"
 _IMAGE_RANK = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standards:
-    """What clean activations are like at one site.
-
-    Args:
-        mean: (K,) over inputs and positions.
-        std: (K,) positive.
-        level_mean: (K,) over inputs of the mean over positions.
-        level_std: (K,) positive.
-    """
+class MeanStd:
+    """Mean (K,) and positive standard deviation (K,) per channel."""
 
     mean: FloatArray
     std: FloatArray
-    level_mean: FloatArray
-    level_std: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standards:
+    """What clean activations are like at one site, mean and standard deviation (K,) per channel.
+
+    Args:
+        activation: Over inputs and places.
+        level: Over inputs, of the mean over places.
+        reach: Over inputs, of the maximum over places.
+    """
+
+    activation: MeanStd
+    level: MeanStd
+    reach: MeanStd
 
 
 def show_profile_and_head(
@@ -46,7 +52,7 @@ def show_profile_and_head(
     standards: Mapping[str, Standards],
     last: Mapping[str, FloatArray],
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Return the observed original, and the names of its outputs peaks and levels (N, S) and head (N, C).
+    """Return the observed original, and the names of its outputs profile (N, 4 S) and head (N, C).
 
     Args:
         model: The original, with its logits among its outputs.
@@ -56,10 +62,10 @@ def show_profile_and_head(
         last: The upper bound of the last site, by its tensor.
     """
     writer, names = GraphWriter(model), {}
-    for what, column in (("peaks", _peak), ("levels", _level)):
-        columns = [column(writer, site, standards[site.tensor], f"{_PREFIX}/{i}") for i, site in enumerate(sites)]
-        names[what] = writer.node("Concat", columns, f"{_PREFIX}/{what}", axis=1)
-        writer.output(names[what], "float32", ["batch", len(sites)])
+    rows = [_numbers(writer, site, standards[site.tensor], f"{_PREFIX}/{i}") for i, site in enumerate(sites)]
+    columns = [number for numbers in zip(*rows, strict=True) for number in numbers]
+    names["profile"] = writer.node("Concat", columns, f"{_PREFIX}/profile", axis=1)
+    writer.output(names["profile"], "float32", ["batch", len(columns)])
     names["head"] = _head(writer, model, logits, last)
     writer.model.graph.output.append(next(o for o in model.graph.output if o.name == logits))
     writer.model.graph.output[-1].name = names["head"]
@@ -90,27 +96,45 @@ def show_excess(
         places = [a for a in range(1, len(site.shape)) if a != axis]
         channels = writer.reduce("ReduceMax", excess, places, f"{name}/capped", keepdims=False)
         capped[site.tensor] = writer.node("Identity", [channels], f"{name}/capped_channels")
-        writer.output(capped[site.tensor], "float32", [f"rows_{i}", len(standards[site.tensor].mean)])
+        writer.output(capped[site.tensor], "float32", [f"rows_{i}", len(standards[site.tensor].activation.mean)])
         if len(places) == _IMAGE_RANK - 2:
             capped_at[site.tensor] = writer.reduce("ReduceMax", excess, [axis], f"{name}/capped_at", keepdims=False)
             writer.output(capped_at[site.tensor], "float32", [f"rows_{i}", f"height_{i}", f"width_{i}"])
     return writer.model, capped, capped_at
 
 
-def _peak(writer: GraphWriter, site: Site, standards: Standards, name: str) -> str:
-    """Add (N, 1), the largest standardised activation of a site."""
+def _numbers(writer: GraphWriter, site: Site, standards: Standards, name: str) -> list[str]:
+    """Add the four numbers (N, 1) of a site, in the order of guard.detector."""
     largest = _pooled(writer, site, "Max", f"{name}/largest")
-    scaled = _standardised(writer, site, largest, (standards.mean, standards.std), f"{name}/peak")
-    return _column(writer, writer.reduce("ReduceMax", scaled, range(1, len(site.shape)), f"{name}/top"), f"{name}/peak")
-
-
-def _level(writer: GraphWriter, site: Site, standards: Standards, name: str) -> str:
-    """Add (N, 1), the root mean square over channels of a site's standardised means over positions."""
     usual = _pooled(writer, site, "Average", f"{name}/usual")
-    scaled = _standardised(writer, site, usual, (standards.level_mean, standards.level_std), f"{name}/level")
-    square = writer.node("Mul", [scaled, scaled], f"{name}/square")
+    peak = _standardised(writer, site, largest, standards.activation, f"{name}/peak")
+    level = _standardised(writer, site, usual, standards.level, f"{name}/level")
+    reach = _standardised(writer, site, largest, standards.reach, f"{name}/reach")
+    return [
+        _greatest(writer, site, peak, f"{name}/peak"),
+        _root_mean_square(writer, site, level, f"{name}/level"),
+        _greatest(writer, site, level, f"{name}/level_of_one"),
+        _root_mean_square(writer, site, reach, f"{name}/reach"),
+    ]
+
+
+def _greatest(writer: GraphWriter, site: Site, tensor: str, name: str) -> str:
+    """Add (N, 1), log(1 + max(0, the greatest of the channels))."""
+    top = writer.reduce("ReduceMax", tensor, range(1, len(site.shape)), f"{name}/top")
+    return _logarithm(writer, writer.node("Relu", [top], f"{name}/above"), 1.0, name)
+
+
+def _root_mean_square(writer: GraphWriter, site: Site, tensor: str, name: str) -> str:
+    """Add (N, 1), log(.1 + the root mean square over channels)."""
+    square = writer.node("Mul", [tensor, tensor], f"{name}/square")
     mean = writer.reduce("ReduceMean", square, range(1, len(site.shape)), f"{name}/mean_square")
-    return _column(writer, writer.node("Sqrt", [mean], f"{name}/root"), f"{name}/level")
+    return _logarithm(writer, writer.node("Sqrt", [mean], f"{name}/root"), 0.1, name)
+
+
+def _logarithm(writer: GraphWriter, tensor: str, offset: float, name: str) -> str:
+    plus = writer.constant(np.array(offset, dtype=np.float32), f"{name}/offset")
+    log = writer.node("Log", [writer.node("Add", [tensor, plus], f"{name}/sum")], f"{name}/log")
+    return writer.node("Flatten", [log], f"{name}/number", axis=1)
 
 
 def _pooled(writer: GraphWriter, site: Site, how: str, name: str) -> str:
@@ -122,22 +146,17 @@ def _pooled(writer: GraphWriter, site: Site, how: str, name: str) -> str:
     return writer.reduce({"Max": "ReduceMax", "Average": "ReduceMean"}[how], site.tensor, places, name)
 
 
-def _standardised(writer: GraphWriter, site: Site, tensor: str, usual: tuple[FloatArray, FloatArray], name: str) -> str:
+def _standardised(writer: GraphWriter, site: Site, tensor: str, usual: MeanStd, name: str) -> str:
     """Add (tensor - mean) / std per channel, in float32."""
-    mean, std = usual
-    constants = [writer.constant(_shaped(v, site), f"{name}/{w}") for w, v in (("mean", mean), ("per_std", 1 / std))]
-    centred = writer.node("Sub", [tensor, constants[0]], f"{name}/centred")
-    scaled = writer.node("Mul", [centred, constants[1]], f"{name}/scaled")
+    mean = writer.constant(_shaped(usual.mean, site), f"{name}/mean")
+    per_std = writer.constant(_shaped(1 / usual.std, site), f"{name}/per_std")
+    scaled = writer.node("Mul", [writer.node("Sub", [tensor, mean], f"{name}/centred"), per_std], f"{name}/scaled")
     return writer.node("Cast", [scaled], f"{name}/scaled32", to=onnx.TensorProto.FLOAT)
-
-
-def _column(writer: GraphWriter, tensor: str, name: str) -> str:
-    return writer.node("Flatten", [tensor], name, axis=1)
 
 
 def _excess(writer: GraphWriter, site: Site, upper: FloatArray, standards: Standards, name: str) -> str:
     bound = writer.constant(np.asarray(upper, dtype=site.dtype), f"{name}/upper")
-    per_std = writer.constant(_shaped(1 / standards.std, site), f"{name}/per_std")
+    per_std = writer.constant(_shaped(1 / standards.activation.std, site), f"{name}/per_std")
     past = writer.node(
         "Relu", [writer.node("Sub", [_unbounded(writer, site), bound], f"{name}/past")], f"{name}/excess"
     )

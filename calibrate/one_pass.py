@@ -1,9 +1,7 @@
 """Fit the one-pass detector (guard.detector): what clean inputs show in a single run of the observed original.
 
-Per site two numbers count: the largest activation, standardised per channel over inputs and positions, and the root
-mean square of the channels' standardised means. Their logarithms at all sites are compared with clean inputs by a
-Mahalanobis distance, whose correlation matrix is shrunken by the oracle approximating shrinkage (Chen, Wiesel, Eldar
-and Hero, IEEE TSP 2010), since there may be more numbers than samples.
+The profiles of clean inputs give a mean and a covariance, whose correlation matrix is shrunken by the oracle
+approximating shrinkage (Chen, Wiesel, Eldar and Hero, IEEE TSP 2010), since there may be more numbers than samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +15,14 @@ from calibrate.edit import check_edited, insert_bounds
 from calibrate.forward import forward
 from calibrate.graph import Classifier, expose_logits
 from calibrate.graph_reading import needed_nodes
-from calibrate.observers import Standards, show_excess, show_profile_and_head
+from calibrate.observers import MeanStd, Standards, show_excess, show_profile_and_head
 from calibrate.preprocessing import Layout, input_channel_axis
 from calibrate.sites import ActivationBounds, Progress, Rows, RowsInMemory, Site
-from calibrate.statistics import observe
-from guard.detector import Detector, Standard, profile_distance, profile_rows
+from calibrate.statistics import Moments, observe
+from guard.detector import Detector, Standard, profile_distance
 from guard.errors import CalibrationError
 from guard.scores import logits_from_probabilities, relative_divergence
-from guard.types import Answers, FloatArray, ModelRun, Observed
+from guard.types import Answers, FloatArray, ModelRun
 
 __all__ = ["OnePass", "fit_one_pass", "shrunken_precision"]
 
@@ -93,11 +91,10 @@ def fit_one_pass(
         logits_from_probabilities(seen[t]) if is_probability and not classifier.ends_in_softmax else seen[t]
         for t in (classifier.logits, names["head"])
     )
-    rows = profile_rows(Observed(peaks=seen[names["peaks"]], levels=seen[names["levels"]], head=head_logits))
     return OnePass(
         observed=observed,
         bounded=check_edited(bounded),
-        detector=_fit(rows, _lost(logits, head_logits), _fill(inputs, layout)),
+        detector=_fit(seen[names["profile"]], _lost(logits, head_logits), _fill(inputs, layout)),
         outputs={**names, "sites": [site.tensor for site in shown], "capped": capped, "capped_at": capped_at},
     )
 
@@ -129,26 +126,26 @@ def _standards(
         classifier.logits,
         sites,
         inputs,
-        poolings=["channel", "level"],
+        poolings=["channel", "level", "maximum"],
         progress=progress,
         device=device,
     ).moments
     found = {}
     for tensor in (site.tensor for site in sites):
-        all_over, level = seen["channel"][tensor], seen["level"][tensor]
-        if (level.std > 0).any():
+        if (seen["level"][tensor].std > 0).any():
             found[tensor] = Standards(
-                mean=all_over.mean.ravel(),
-                std=_floored(all_over.std.ravel()),
-                level_mean=level.mean.ravel(),
-                level_std=_floored(level.std.ravel()),
+                activation=_mean_std(seen["channel"][tensor]),
+                level=_mean_std(seen["level"][tensor]),
+                reach=_mean_std(seen["maximum"][tensor]),
             )
     return found
 
 
-def _floored(std: FloatArray) -> FloatArray:
-    """Return standard deviations (K,), none much less than is usual in the site."""
-    return np.maximum(std, _LEAST_STD * float(np.median(std[std > 0])))
+def _mean_std(moments: Moments) -> MeanStd:
+    """Return both (K,), no standard deviation much less than is usual in the site."""
+    std = moments.std.ravel()
+    usual = float(np.median(std[std > 0])) if (std > 0).any() else 1.0
+    return MeanStd(mean=moments.mean.ravel(), std=np.maximum(std, _LEAST_STD * usual))
 
 
 def _last(classifier: Classifier, sites: Sequence[Site]) -> Site:

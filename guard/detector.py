@@ -1,12 +1,19 @@
 """The one-pass detector: one score from what a single run of the observed original shows.
 
-Two things are seen in one forward pass. The *profile*: per site the input's largest activation, standardised by clean
-data, and how unusual its channels are on average; a trigger that is itself unusual, in one place or everywhere, stands
-out at some sites. The *head divergence*: the margin that is lost when the
-last site alone is bounded and the head behind it is run again; a trigger that drives the features of one class loses
-its push. Each is standardised on clean data and the larger one counts, so that one threshold keeps one promise.
-Joining ranked p-values instead would tie beyond the clean sample. The combination is ours; the profile is a Mahalanobis
-distance (Lee et al., arXiv 1807.03888), the head divergence MMDF's statistic (Wang et al., arXiv 2308.04617).
+Two things are seen in one forward pass. The *profile*: four numbers per site that say how unusual an input's
+activations are, in one place or everywhere; a trigger that is itself unusual stands out at some sites. The *head
+divergence*: the margin that is lost when the last site alone is bounded and the head behind it is run again; a trigger
+that drives the features of one class loses its push. Each is standardised on clean data and the larger one counts, so
+that one threshold keeps one promise. Joining ranked p-values instead would tie beyond the clean sample. The combination
+is ours; the profile's distance is Mahalanobis' (Lee et al., arXiv 1807.03888), the head divergence MMDF's statistic
+(Wang et al., arXiv 2308.04617).
+
+The numbers of a site with activations a_k(place), standardised per channel k by clean inputs (z), are in this order,
+each for all sites before the next:
+    log(1 + max(0, max over k and places of z of a))         the peak
+    log(.1 + rms over k of z of the mean over places)        the level, over all channels
+    log(1 + max(0, max over k of z of the mean over places)) the level of the most unusual channel
+    log(.1 + rms over k of z of the maximum over places)     the reach
 """
 
 import io
@@ -21,6 +28,7 @@ from guard.scores import relative_divergence
 from guard.types import Answers, FloatArray, ModelRun, Observed
 
 __all__ = [
+    "N_NUMBERS",
     "Detector",
     "Standard",
     "both_scores",
@@ -28,12 +36,12 @@ __all__ = [
     "one_pass_scores",
     "pack_detector",
     "profile_distance",
-    "profile_rows",
     "unpack_detector",
 ]
 
 
-_FLOOR = 0.1  # of a level, so that the logarithm does not dwell on small ones
+N_NUMBERS = 4
+"""Of the profile, per site."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +66,9 @@ class Detector:
     """What clean data taught the one-pass detector.
 
     Args:
-        center: (2 S,) mean of each number of the profile at S sites, peaks first (see profile_rows).
-        scale: (2 S,) its standard deviation, positive.
-        precision: (2 S, 2 S) the inverse of the shrunken correlation matrix of the profile.
+        center: (F,) mean of each number of the profile.
+        scale: (F,) its standard deviation, positive.
+        precision: (F, F) the inverse of the shrunken correlation matrix of the profile.
         profile: The standard of the profile distance.
         head: The standard of the relative divergence of the head.
         fill: (channels,) the mean clean pixel, in the input's terms, that hides a place of an image; empty where the
@@ -75,17 +83,10 @@ class Detector:
     fill: FloatArray
 
 
-def profile_rows(observed: Observed) -> FloatArray:
-    """Return (N, 2 S) profiles: log(1 + max(peak, 0)) of all sites, then log(level + 0.1)."""
-    peaks, levels = observed.peaks.astype(np.float64), observed.levels.astype(np.float64)
+def profile_distance(profile: FloatArray, detector: Detector) -> FloatArray:
+    """Return (N,) squared Mahalanobis distances of profiles (N, F) to clean inputs."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.concatenate([np.log1p(np.maximum(peaks, 0)), np.log(np.maximum(levels, 0) + _FLOOR)], axis=1)
-
-
-def profile_distance(rows: FloatArray, detector: Detector) -> FloatArray:
-    """Return (N,) squared Mahalanobis distances of profiles (N, 2 S) to clean inputs."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        away = (rows - detector.center) / detector.scale
+        away = (profile.astype(np.float64) - detector.center) / detector.scale
         return np.asarray(np.einsum("ns,st,nt->n", away, detector.precision, away))
 
 
@@ -103,7 +104,7 @@ def one_pass_scores(original: Answers, detector: Detector) -> FloatArray:
 def both_scores(original: Answers, detector: Detector) -> tuple[FloatArray, FloatArray]:
     """Return (N,) the scores of profile and head that one_pass_scores joins; these may hold NaN."""
     with np.errstate(invalid="ignore", over="ignore"):
-        profile = detector.profile(profile_distance(profile_rows(_observed(original)), detector))
+        profile = detector.profile(profile_distance(_observed(original).profile, detector))
         return profile, detector.head(relative_divergence(head_run(original)))
 
 
@@ -140,8 +141,9 @@ def unpack_detector(arrays: Mapping[str, FloatArray], *, n_sites: int) -> Detect
     Raises:
         ValueError: An array is missing or too much, no finite float64, of another shape, or a scale is not positive.
     """
+    n = N_NUMBERS * n_sites
     expected = {
-        "center": (2 * n_sites,), "scale": (2 * n_sites,), "precision": (2 * n_sites, 2 * n_sites),
+        "center": (n,), "scale": (n,), "precision": (n, n),
         "profile": (2,), "head": (2,),
         "fill": arrays["fill"].shape[:1] if "fill" in arrays else (0,),
     }  # fmt: skip

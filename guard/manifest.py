@@ -70,10 +70,9 @@ class Manifest:
         calibration: The sizes of the parts, where the labels came from, and what was measured while fitting.
         versions: Of the libraries that wrote the bundle.
         seed: Of everything drawn at random.
-        detector: What the one-pass detector reads, by the names of outputs: ``peaks``, ``levels`` and ``head`` of the
-            observed original, with the ``sites`` of the first two in order; and of the bounded model, by site,
-            ``capped`` (N, K) and ``capped_at`` (N, h, w), how far activations went past their bounds. None where the
-            score needs none.
+        detector: What the one-pass detector reads, by the names of outputs: ``profile`` and ``head`` of the observed
+            original, with the ``sites`` of the profile in order; and of the bounded model, by site, ``capped`` (N, K)
+            and ``capped_at`` (N, h, w), how far activations went past their bounds. None where the score needs none.
     """
 
     format_version: int
@@ -209,8 +208,7 @@ _LOWER: Mapping[str, Check] = {
 _is_one_sided, _is_two_sided = is_record(**_UPPER), is_record(**_UPPER, **_LOWER)
 _is_input = is_record(name=is_text, dtype=is_one_of(_DTYPES), shape=is_shape)
 _is_detector = is_record(
-    peaks=is_text,
-    levels=is_text,
+    profile=is_text,
     head=is_text,
     sites=is_texts,
     capped=is_map(is_text),
@@ -253,7 +251,7 @@ _EXPECTED: Mapping[str, tuple[Check, str]] = {
     "seed": (is_count, "a whole number from 0"),
     "detector": (
         lambda value: value is None or _is_detector(value),
-        "null, or an object with the texts peaks, levels and head, sites (a list), capped and capped_at (by site)",
+        "null, or an object with the texts profile and head, sites (a list), capped and capped_at (by site)",
     ),
 }
 """What the value of every key must be, and how to say so."""

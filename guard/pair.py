@@ -41,10 +41,9 @@ class ModelPair:
         detector = self._manifest.detector
         if detector is None:
             return self._run(self._original, inputs)[0]
-        names = [detector["peaks"], detector["levels"], detector["head"]]
-        answers, (peaks, levels, head) = self._run(self._original, inputs, names)
+        answers, (profile, head) = self._run(self._original, inputs, [detector["profile"], detector["head"]])
         logits = self.logits_of(head) if self._manifest.logits is None else head.astype(np.float64)
-        return replace(answers, observed=Observed(peaks=peaks, levels=levels, head=logits))
+        return replace(answers, observed=Observed(profile=profile, head=logits))
 
     def run_bounded(self, inputs: Inputs) -> Answers:
         """Return the bounded model's answers.
@@ -141,5 +140,5 @@ def _shown(manifest: Manifest, label: str) -> Sequence[str]:
     if detector is None:
         return ()
     if label == "original":
-        return (detector["peaks"], detector["levels"], detector["head"])
+        return (detector["profile"], detector["head"])
     return (*detector["capped"].values(), *detector["capped_at"].values())

@@ -74,13 +74,11 @@ class Observed:
     """What one run of the observed original shows beside its answers.
 
     Args:
-        peaks: (N, S) per site the largest activation, standardised per channel on clean data.
-        levels: (N, S) per site the root mean square over channels of the standardised mean over positions.
+        profile: (N, F) float32 numbers that say how unusual the activations are, four per site (guard.detector).
         head: (N, C) float64 logits of the head run again behind the bounded last site, up to a constant per row.
     """
 
-    peaks: FloatArray
-    levels: FloatArray
+    profile: FloatArray
     head: FloatArray
 
 
