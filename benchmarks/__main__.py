@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from benchmarks import bounds, detection, fitting, insertion, inspection, published, serving_cost, sharing, suspicion
+from benchmarks import (
+    bounds,
+    detection,
+    fitting,
+    insertion,
+    inspection,
+    published,
+    serving_cost,
+    sharing,
+    shift,
+    suspicion,
+)
 from benchmarks.one_part import LOOKS
 from calibrate.bounds import METHODS
 
@@ -22,6 +33,7 @@ MEASUREMENTS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     "published": published.measure,
     "serving_cost": serving_cost.measure,
     "sharing": sharing.measure,
+    "shift": shift.measure,
     "suspicion": suspicion.measure,
 }
 ROWS: Mapping[str, Callable[[Path], Iterator[str]]] = {
