@@ -87,7 +87,7 @@ def profile_distance(profile: FloatArray, detector: Detector) -> FloatArray:
     """Return (N,) squared Mahalanobis distances of profiles (N, F) to clean inputs."""
     with np.errstate(invalid="ignore", over="ignore"):
         away = (profile.astype(np.float64) - detector.center) / detector.scale
-        return np.asarray(np.einsum("ns,st,nt->n", away, detector.precision, away))
+        return np.asarray(((away @ detector.precision) * away).sum(axis=1))
 
 
 def one_pass_scores(original: Answers, detector: Detector) -> FloatArray:
