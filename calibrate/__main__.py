@@ -18,6 +18,7 @@ try:
     from calibrate.data import Preprocessing, Samples, load_samples
     from calibrate.estimation import TprEstimation
     from calibrate.evaluation import Evaluation
+    from calibrate.explanation import explain_row, verdict_of
     from calibrate.files import check_place_of, check_places_apart, write_file, write_json
     from calibrate.findings_file import unpack_findings
     from calibrate.inspect_pipeline import InspectSettings, inspect_model
@@ -178,6 +179,14 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(options: argparse.Namespace) -> int:
+    check_place_of("--out", options.out, bundle=options.bundle)
+    evidence, drawn = explain_row(Guard.load(options.bundle), options.input, options.row)
+    write_file("--out", options.out, drawn)
+    print(f"{verdict_of(evidence)}\nexplained in {options.out}")
+    return 0
+
+
 def _preprocessing(options: argparse.Namespace) -> Preprocessing:
     return Preprocessing(scale=options.scale, mean=options.mean, std=options.std, layout=options.layout)
 
@@ -220,7 +229,14 @@ def _print_rows(rows: Iterator[tuple[str, str]]) -> None:
         print(f"{key:<{_LABEL_WIDTH}}{value}")
 
 
-_COMMANDS = {"inspect": _inspect, "fit": _fit, "evaluate": _evaluate, "report": _report, "show": _show}
+_COMMANDS = {
+    "inspect": _inspect,
+    "fit": _fit,
+    "evaluate": _evaluate,
+    "explain": _explain,
+    "report": _report,
+    "show": _show,
+}
 
 
 if __name__ == "__main__":

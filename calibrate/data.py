@@ -1,34 +1,36 @@
 """Clean inputs in: load them from images or arrays, make them model-ready, split them once."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from calibrate.arrays import INPUTS, check_pixels, is_array_file, load_arrays, model_ready
+from calibrate.arrays import INPUTS, Arrays, check_pixels, is_array_file, load_arrays, model_ready
+from calibrate.draws import draw
 from calibrate.image_sets import open_images
-from calibrate.images import fit_array, read_images
-from calibrate.preprocessing import Pixels, Preprocessing, image_shape, lay_out, preprocess
+from calibrate.images import fit_array, read_image, read_images
+from calibrate.preprocessing import FLOATS, Prepare, Preprocessing, image_shape, raw_images
 from calibrate.sites import Progress
 from guard.errors import CalibrationError, InputError
 from guard.rows import each, n_rows
 from guard.types import Inputs, IntArray, TensorSpec
 
-__all__ = ["PARTS", "CalibrationSplit", "Preprocessing", "Samples", "load_samples", "part_sizes", "split_samples"]
+__all__ = [
+    "PARTS",
+    "CalibrationSplit",
+    "Preprocessing",
+    "Samples",
+    "load_row",
+    "load_samples",
+    "part_sizes",
+    "split_samples",
+]
 
 PARTS = (0.3, 0.55, 0.15)
 """Shares of the calibration set: bounds set, threshold set, held-out set. The threshold set decides how far the rate
 of one fitted threshold strays from its target, so it gets the most."""
-
-_FLOATS = frozenset({"float16", "float32", "float64"})
-_INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-
-Prepare = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,34 @@ def load_samples(
     return _load_arrays(source, inputs, n_classes, preprocessing, limit, rng, progress)
 
 
+def load_row(
+    path: str | Path, row: int, *, inputs: Sequence[TensorSpec], n_classes: int, preprocessing: Preprocessing
+) -> Inputs:
+    """Load one model-ready input, of shape (1, ...).
+
+    Args:
+        path: An image, whose row is 0, or an .npz or .npy as load_samples takes it.
+        row: Which one, from 0.
+        inputs: The model's inputs.
+        n_classes: The model's number of classes.
+        preprocessing: For images and uint8 arrays.
+
+    Raises:
+        InputError: The file cannot be read, does not fit the model, or has no such row.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise InputError(f"{source} is no file; give an image, an .npz or an .npy")
+    if is_array_file(source):
+        arrays = load_arrays(source, inputs=inputs, n_classes=n_classes)
+        _check_row(source, row, n_rows(arrays.inputs))
+        return _taken(arrays, np.array([row]), inputs, preprocessing, lambda *_: None)[0:1]
+    _check_row(source, row, 1)
+    spec = _only_input(source, inputs)
+    raw, prepare = raw_images(read_image(source, image_shape(spec, preprocessing.layout)), spec, preprocessing)
+    return prepare(raw)
+
+
 def split_samples(samples: Samples, *, fractions: tuple[float, float, float] = PARTS, seed: int) -> CalibrationSplit:
     """Deal the samples at random into three disjoint parts: for bounds, for thresholds, held out.
 
@@ -159,17 +189,21 @@ def _load_images(
     rng: np.random.Generator,
     progress: Progress,
 ) -> Samples:
+    spec = _only_input(path, inputs)
+    shape = image_shape(spec, preprocessing.layout)
+    with open_images(path, n_classes=n_classes) as images:
+        rows = draw(len(images.names), images.labels, limit, rng)
+        read = read_images(images, rows, shape=shape, progress=progress)
+        labels = images.labels[read.rows]
+    raw, prepare = raw_images(read.pixels, spec, preprocessing)
+    return Samples(raw=raw, labels=labels, target_classes=None, prepare=prepare, skipped=read.skipped)
+
+
+def _only_input(path: Path, inputs: Sequence[TensorSpec]) -> TensorSpec:
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise InputError(f"{path} can hold images only; the model takes {names}: give an .npz with an array for each")
-    (spec,) = inputs
-    shape = image_shape(spec, preprocessing.layout)
-    with open_images(path, n_classes=n_classes) as images:
-        rows = _draw(len(images.names), images.labels, limit, rng)
-        read = read_images(images, rows, shape=shape, progress=progress)
-        labels = images.labels[read.rows]
-    raw, prepare = _raw_images(read.pixels, spec, preprocessing)
-    return Samples(raw=raw, labels=labels, target_classes=None, prepare=prepare, skipped=read.skipped)
+    return inputs[0]
 
 
 def _load_arrays(
@@ -182,58 +216,31 @@ def _load_arrays(
     progress: Progress,
 ) -> Samples:
     arrays = load_arrays(path, inputs=inputs, n_classes=n_classes)
-    rows = _draw(n_rows(arrays.inputs), arrays.labels, limit, rng)
+    rows = draw(n_rows(arrays.inputs), arrays.labels, limit, rng)
+    return _taken(arrays, rows, inputs, preprocessing, progress)
+
+
+def _taken(
+    arrays: Arrays, rows: IntArray, inputs: Sequence[TensorSpec], preprocessing: Preprocessing, progress: Progress
+) -> Samples:
+    """Return these rows of arrays as samples."""
     raw: Inputs
     prepare: Prepare = np.array
     if len(inputs) > 1:
         raw = {s.name: model_ready(arrays.inputs[s.name], rows, s, name=s.name) for s in inputs}
-    elif (given := arrays.inputs[INPUTS]).dtype == np.uint8 and inputs[0].dtype in _FLOATS:
+    elif (given := arrays.inputs[INPUTS]).dtype == np.uint8 and inputs[0].dtype in FLOATS:
         shape = image_shape(inputs[0], preprocessing.layout)
         pixels = fit_array(check_pixels(given, shape), rows, shape=shape, progress=progress)
-        raw, prepare = _raw_images(pixels, inputs[0], preprocessing)
+        raw, prepare = raw_images(pixels, inputs[0], preprocessing)
     else:
         raw = model_ready(given, rows, inputs[0])
     labels, targets = (None if a is None else a[rows] for a in (arrays.labels, arrays.target_classes))
     return Samples(raw=raw, labels=labels, target_classes=targets, prepare=prepare, skipped=())
 
 
-def _raw_images(pixels: Pixels, spec: TensorSpec, preprocessing: Preprocessing) -> tuple[NDArray[Any], Prepare]:
-    """Pair pixels with what is left to do to them: nothing where the model takes integers."""
-    if spec.dtype not in _FLOATS | _INTEGERS:
-        raise InputError(f"the model's input {spec} takes neither floats nor integers; export it with float32")
-    if spec.dtype == "int8":
-        raise InputError(f"pixels from 0 to 255 do not fit the model's input {spec}; give model-ready int8 arrays")
-    if spec.dtype in _INTEGERS:
-        return lay_out(pixels, preprocessing.layout, np.dtype(spec.dtype)), np.array
-    channels = pixels.shape[3]
-    for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
-        if len(values) not in (1, channels):
-            raise InputError(
-                f"{name} {values} has {len(values)} values, the images have {channels} channels; "
-                "give one value, or one per channel"
-            )
-    return pixels, partial(preprocess, preprocessing=preprocessing, dtype=np.dtype(spec.dtype))
-
-
-def _draw(n: int, labels: IntArray | None, limit: int | None, rng: np.random.Generator) -> IntArray:
-    """Return row indices in random order: all of them, or limit, balanced by class where labels are known."""
-    order: IntArray = rng.permutation(n).astype(np.int64)
-    if limit is None or labels is None:
-        return order[:limit]
-    classes, sizes = np.unique(labels, return_counts=True)
-    quotas = dict(zip(classes.tolist(), _quotas(sizes, limit, rng), strict=True))
-    drawn = [order[labels[order] == label][:quota] for label, quota in quotas.items()]
-    return rng.permutation(np.concatenate(drawn))
-
-
-def _quotas(sizes: IntArray, limit: int, rng: np.random.Generator) -> IntArray:
-    """Share limit out as evenly as the sizes allow; who gets one of the remainder is drawn at random."""
-    quotas = np.zeros_like(sizes)
-    shuffled = rng.permutation(len(sizes))
-    smallest_first = shuffled[np.argsort(sizes[shuffled], kind="stable")]
-    for done, k in enumerate(smallest_first):
-        quotas[k] = min(sizes[k], (limit - quotas.sum()) // (len(sizes) - done))
-    return quotas
+def _check_row(source: Path, row: int, n: int) -> None:
+    if not 0 <= row < n:
+        raise InputError(f"{source} has no row {row}; its {n} are counted from 0")
 
 
 def _check_request(source: Path, limit: int | None) -> None:

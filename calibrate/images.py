@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -16,7 +17,7 @@ from calibrate.sites import Progress
 from guard.errors import InputError
 from guard.types import IntArray
 
-__all__ = ["ReadImages", "fit_array", "read_images"]
+__all__ = ["ReadImages", "fit_array", "read_image", "read_images"]
 
 # Only these decoders run: some of Pillow's others start programs, as the one for EPS does.
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -80,6 +81,24 @@ def read_images(images: ImageSet, rows: IntArray, *, shape: ImageShape, progress
         rows=rows[kept],
         skipped=tuple(sorted(images.names[rows[at]] for at in failures)),
     )
+
+
+def read_image(path: Path, shape: ImageShape) -> Pixels:
+    """Decode one image file and bring it to the model's channels and size: (1, H, W, channels).
+
+    Raises:
+        InputError: It cannot be read, or does not fit.
+    """
+    if shape.channels not in (None, *_MODES):
+        raise InputError(f"the model takes {shape.channels} channels, images have 1, 3 or 4; give arrays instead")
+    try:
+        pixels = _decode(path.read_bytes(), shape.channels or 3)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is no image of a known format; give {', '.join(_FORMATS)}, .npz or .npy") from error
+    except _UNREADABLE as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path} cannot be read as an image ({reason}); repair it") from error
+    return _fit(pixels, shape, name=str(path))[None]
 
 
 def fit_array(images: Pixels, rows: IntArray, *, shape: ImageShape, progress: Progress) -> Pixels:

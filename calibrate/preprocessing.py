@@ -1,8 +1,9 @@
 """From pixels to what a model takes: scale, normalise, lay out, cast."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,20 +13,28 @@ from guard.errors import InputError
 from guard.types import TensorSpec
 
 __all__ = [
+    "FLOATS",
     "ImageShape",
     "Layout",
     "Pixels",
+    "Prepare",
     "Preprocessing",
     "image_shape",
     "input_channel_axis",
     "lay_out",
     "preprocess",
+    "raw_images",
 ]
 
 Pixels = NDArray[np.uint8]
 Layout = Literal["nchw", "nhwc"]
 """The order of the axes of images as a model takes them."""
 
+Prepare = Callable[[NDArray[Any]], NDArray[Any]]
+"""Makes rows of samples model-ready, in new memory."""
+
+FLOATS = frozenset({"float16", "float32", "float64"})
+_INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 _DECODABLE_CHANNELS = (1, 3, 4)
 
 
@@ -108,6 +117,24 @@ def input_channel_axis(shape: Sequence[int], layout: Layout) -> int | None:
             return 3
         case _:
             return 1 if layout == "nchw" else len(shape) - 1
+
+
+def raw_images(pixels: Pixels, spec: TensorSpec, preprocessing: Preprocessing) -> tuple[NDArray[Any], Prepare]:
+    """Pair pixels with what is left to do to them: nothing where the model takes integers."""
+    if spec.dtype not in FLOATS | _INTEGERS:
+        raise InputError(f"the model's input {spec} takes neither floats nor integers; export it with float32")
+    if spec.dtype == "int8":
+        raise InputError(f"pixels from 0 to 255 do not fit the model's input {spec}; give model-ready int8 arrays")
+    if spec.dtype in _INTEGERS:
+        return lay_out(pixels, preprocessing.layout, np.dtype(spec.dtype)), np.array
+    channels = pixels.shape[3]
+    for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+        if len(values) not in (1, channels):
+            raise InputError(
+                f"{name} {values} has {len(values)} values, the images have {channels} channels; "
+                "give one value, or one per channel"
+            )
+    return pixels, partial(preprocess, preprocessing=preprocessing, dtype=np.dtype(spec.dtype))
 
 
 def preprocess(pixels: Pixels, preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -2,11 +2,13 @@
 
 from guard.errors import BundleError, CalibrationError, GuardError, InputError, ModelError
 from guard.runtime import Guard
-from guard.types import TensorSpec, Threshold, Verdict
+from guard.types import CappedChannel, Evidence, TensorSpec, Threshold, Verdict
 
 __all__ = [
     "BundleError",
     "CalibrationError",
+    "CappedChannel",
+    "Evidence",
     "Guard",
     "GuardError",
     "InputError",

@@ -35,6 +35,7 @@ __all__ = [
     "head_run",
     "one_pass_scores",
     "pack_detector",
+    "profile_away",
     "profile_distance",
     "unpack_detector",
 ]
@@ -106,6 +107,11 @@ def both_scores(original: Answers, detector: Detector) -> tuple[FloatArray, Floa
     with np.errstate(invalid="ignore", over="ignore"):
         profile = detector.profile(profile_distance(_observed(original).profile, detector))
         return profile, detector.head(relative_divergence(head_run(original)))
+
+
+def profile_away(original: Answers, detector: Detector) -> FloatArray:
+    """Return (N, 2 S) how far each number of the profile lies from its clean mean, in clean standard deviations."""
+    return (profile_rows(_observed(original)) - detector.center) / detector.scale
 
 
 def head_run(original: Answers) -> ModelRun:

@@ -1,6 +1,8 @@
 """The guard: run original and bounded model, score, decide, correct."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +13,7 @@ from guard.conformal import exceeds, p_values
 from guard.corrector import Corrector
 from guard.detector import head_run, one_pass_scores
 from guard.errors import InputError
+from guard.evidence import Witness
 from guard.input_checks import check_inputs
 from guard.manifest import Manifest
 from guard.model import CPU, Model
@@ -40,6 +43,7 @@ class Guard:
         self._detector = bundle.detector
         self._pair = ModelPair(bundle.manifest, original=original, bounded=bounded)
         self._corrector = None if bundle.detector is None else Corrector(bundle, bundle.detector, self._pair)
+        self._witness = None if bundle.detector is None else Witness(bundle.manifest, bundle.detector, self._pair)
 
     @classmethod
     def load(cls, path: str | Path, *, threads: int | None = None, provider: str = CPU) -> Self:
@@ -118,12 +122,13 @@ class Guard:
 
     def judge(self, inputs: Inputs, original: Answers) -> Verdict:
         """Judge and answer every row, given what run_original returned for these inputs (raises as run_bounded)."""
-        if self._detector is None or self._corrector is None:
+        if self._detector is None or self._corrector is None or self._witness is None:
             return self.decide(ModelRun(original=original, bounded=self.run_bounded(inputs)))
         scores = one_pass_scores(original, self._detector)
         flagged, corrected = self._cut(scores)
         instead = self._corrector(inputs, original, flagged=flagged, corrected=corrected)
-        return self._answer(ModelRun(original=original, bounded=instead), scores, divergence(head_run(original)))
+        verdict = self._answer(ModelRun(original=original, bounded=instead), scores, divergence(head_run(original)))
+        return replace(verdict, evidence_of=partial(self._witness, inputs, original, verdict))
 
     def decide(self, run: ModelRun) -> Verdict:
         """Judge and answer every row of one run of both models, for a bundle without a detector."""

@@ -5,15 +5,20 @@ Axis letters, used in every docstring of the project:
     K  channels of one activation    H, W  height and width
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.errors import InputError
+
 __all__ = [
     "Answers",
     "BoolArray",
+    "CappedChannel",
+    "Evidence",
     "FloatArray",
     "Inputs",
     "IntArray",
@@ -106,6 +111,69 @@ class ModelRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CappedChannel:
+    """A channel of one activation that went past its bound.
+
+    Args:
+        site: The tensor.
+        channel: Its index.
+        excess: How far past, in clean standard deviations of this channel.
+    """
+
+    site: str
+    channel: int
+    excess: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What one input did that clean inputs do not: for an operator's eyes, and an oracle for an attacker's.
+
+    Args:
+        row: Of the verdict.
+        predicted_class: The original model's class.
+        corrected_class: The class of the answer given.
+        p_value: Share of clean scores at least as large.
+        flagged: Past the alert threshold.
+        corrected: Past the correction threshold.
+        score: What the thresholds cut: the larger one of the next two.
+        profile: The standardised score of the profile; 0 is usual, 1 is exceeded by a tenth of clean inputs.
+        head: The standardised score of the head.
+        raised_by: Which of the two the score is.
+        sites: The S activations that the detector looks at, in order.
+        peaks: (S,) how far log(1 + peak) lies from the clean mean, in clean standard deviations.
+        levels: (S,) the same of the logarithm of the level: how unusual channels are on average.
+        peak_limits: (S,) at which distance this peak raises the alarm by itself, all else being as usual.
+        level_limits: (S,) the same of the level.
+        capped: (S,) how far the furthest channel went past its bound in the bounded model, in its clean standard
+            deviations; 0 where none did.
+        channels: The channels that went furthest, at most 12, furthest first.
+        excess_map: (H, W) of images, where activations went past bounds: the sum over sites of log(1 + excess).
+        place: The middle of the strongest place, as fractions of height and width; None where no bound was passed.
+    """
+
+    row: int
+    predicted_class: int
+    corrected_class: int
+    p_value: float
+    flagged: bool
+    corrected: bool
+    score: float
+    profile: float
+    head: float
+    raised_by: Literal["profile", "head"]
+    sites: tuple[str, ...]
+    peaks: FloatArray
+    levels: FloatArray
+    peak_limits: FloatArray
+    level_limits: FloatArray
+    capped: FloatArray
+    channels: tuple[CappedChannel, ...]
+    excess_map: FloatArray | None
+    place: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The guard's judgement of a batch, one entry per row.
 
@@ -119,6 +187,8 @@ class Verdict:
         flagged: (N,) past the alert threshold.
         corrected: (N,) past the correction threshold: not answered by the original on the input as it is.
         outputs: (N, C) the answer, in the original's own terms and dtype.
+        evidence_of: Gathers the evidence of a row when asked; None without a one-pass detector. It keeps the inputs
+            alive as long as the verdict, and reads them as they are by then.
     """
 
     predicted_class: IntArray
@@ -129,3 +199,20 @@ class Verdict:
     flagged: BoolArray
     corrected: BoolArray
     outputs: FloatArray
+    evidence_of: Callable[[int], Evidence] | None = field(default=None, compare=False, repr=False)
+
+    def explain(self, row: int) -> Evidence:
+        """Say what one row did that clean inputs do not: one run of the bounded model, made only now.
+
+        Args:
+            row: From 0 up.
+
+        Raises:
+            InputError: There is no such row, or the bundle has no one-pass detector.
+            ModelError: The bounded model failed.
+        """
+        if self.evidence_of is None:
+            raise InputError("a bundle without a one-pass detector keeps no evidence; fit it with --method auto")
+        if not isinstance(row, int | np.integer) or not 0 <= row < len(self.flagged):
+            raise InputError(f"row {row} is not among the {len(self.flagged)} rows of this verdict, counted from 0")
+        return self.evidence_of(int(row))

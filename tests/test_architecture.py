@@ -20,7 +20,7 @@ THIRD_PARTY = {
 
 GUARD_IN_ORDER = (
     {"errors"}, {"types"}, {"folder", "input_checks", "json_checks", "places", "rows", "scores", "conformal"},
-    {"manifest", "detector"}, {"model"}, {"bundle"}, {"pair"}, {"corrector"}, {"runtime"},
+    {"manifest", "detector"}, {"model"}, {"bundle"}, {"pair"}, {"corrector", "evidence"}, {"runtime"},
 )  # fmt: skip
 """Low to high: a module imports from lower layers only, never from its own."""
 

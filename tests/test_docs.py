@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": (calibrate_cli.main, ["inspect", "--help"]),
     "fit": (calibrate_cli.main, ["fit", "--help"]),
     "evaluate": (calibrate_cli.main, ["evaluate", "--help"]),
+    "explain": (calibrate_cli.main, ["explain", "--help"]),
     "report": (calibrate_cli.main, ["report", "--help"]),
     "show": (calibrate_cli.main, ["show", "--help"]),
     "serve": (serve_cli.main, ["--help"]),

@@ -43,8 +43,8 @@ def members(cls):
 
 def test_the_package_shows_its_errors_the_guard_and_what_a_guard_gives():
     assert guard.__all__ == [
-        "BundleError", "CalibrationError", "Guard", "GuardError", "InputError", "ModelError", "TensorSpec",
-        "Threshold", "Verdict",
+        "BundleError", "CalibrationError", "CappedChannel", "Evidence", "Guard", "GuardError", "InputError",
+        "ModelError", "TensorSpec", "Threshold", "Verdict",
     ]  # fmt: skip
     public = {name for name, value in vars(guard).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert public == set(guard.__all__)
