@@ -12,12 +12,12 @@ from calibrate.explanation_pictures import heat_picture, site_picture
 from calibrate.page import bar, facts, page, records
 from guard.manifest import Manifest
 from guard.runtime import Guard
-from guard.types import Evidence, FloatArray, Inputs
+from guard.types import Evidence, Inputs
 
 __all__ = ["explain_row", "render_explanation", "verdict_of"]
 
 _SPOKE = {
-    "profile": "the profile: activations are larger, or more unusual on average, than clean inputs make them",
+    "profile": "the profile: activations are larger, or otherwise more unusual, than clean inputs make them",
     "head": "the head: the answer falls once the last activation is capped, which is what pushes it there",
 }
 _CAUTION = (
@@ -128,21 +128,23 @@ def _picture(manifest: Manifest, evidence: Evidence, inputs: Inputs) -> Iterator
 def _sites(evidence: Evidence) -> Iterator[str]:
     yield "<h2>Activation by activation</h2>"
     yield (
-        "<p>How far the largest value, and the average over channels, lie from those of clean inputs, in their standard"
-        " deviations. Past the shaded region this activation alone would raise the alarm.</p>"
+        "<p>How far four numbers of each activation lie from those of clean inputs, in their standard deviations: the"
+        " largest value anywhere (<i>peak</i>); how unusual channels are on average over the input (<i>level</i>), and"
+        " the most unusual of them (<i>greatest level</i>); how unusual their largest values are (<i>reach</i>). Past"
+        " the shaded region a number would raise the alarm by itself.</p>"
     )
     yield site_picture(evidence)
-    heads = ("activation", "peak", "alarm past", "average", "alarm past", "furthest past a bound")
-    rows = zip(evidence.sites, evidence.peaks, evidence.peak_limits, evidence.levels, evidence.level_limits,
-               evidence.capped, strict=True)  # fmt: skip
-    yield records(heads, map(_site_row, rows), kinds=("mono", "number", "number", "number", "number", "drawn"))
+    kinds = ("mono", *("number drawn" for _ in evidence.numbers), "drawn")
+    yield records(("activation", *evidence.numbers, "furthest past a bound"), _site_rows(evidence), kinds=kinds)
 
 
-def _site_row(row: tuple[str, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]) -> Sequence[str]:
-    site, peak, peak_limit, level, level_limit, capped = row
-    return (
-        site, f"{peak:+.1f}", f"{peak_limit:.1f}", f"{level:+.1f}", f"{level_limit:.1f}", _excess(float(capped)),
-    )  # fmt: skip
+def _site_rows(evidence: Evidence) -> Iterator[Sequence[str]]:
+    for s, site in enumerate(evidence.sites):
+        distances = (
+            f"<b class='failed'>{away:+.1f}</b>" if abs(away) > limit else f"{away:+.1f}"
+            for away, limit in zip(evidence.away[:, s], evidence.limits[:, s], strict=True)
+        )
+        yield site, *distances, _excess(float(evidence.capped[s]))
 
 
 def _channels(evidence: Evidence) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -12,7 +13,6 @@ from guard.types import Evidence, FloatArray
 
 __all__ = ["heat_picture", "shown_image", "site_picture"]
 
-_WIDTHS = {"wide": 8.6, "narrow": 4.6}  # inches, on a desktop and on a phone
 _FAR = 1e6  # standard deviations; drawn no further
 _COLOURS = 3
 _WHITE = 255.0
@@ -73,31 +73,35 @@ def shown_image(image: NDArray[Any], preprocessing: Mapping[str, Any]) -> FloatA
 
 
 def site_picture(evidence: Evidence) -> str:
-    """Draw how unusual peak and level of each site are, with the region that raises no alarm alone."""
+    """Draw how unusual each number of each site is, with the region that raises no alarm alone."""
     return "".join(
-        f"<div class='{name}'>{svg(_site_figure(evidence, width), salt=name)}</div>" for name, width in _WIDTHS.items()
+        f"<div class='{name}'>{svg(_site_figure(evidence, width, columns), salt=name)}</div>"
+        for name, width, columns in (("wide", 8.6, 4), ("narrow", 4.6, 2))
     )
 
 
-def _site_figure(evidence: Evidence, width: float) -> Figure:
-    figure = Figure(figsize=(width, 1.3 + 0.3 * len(evidence.sites)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    places = np.arange(len(evidence.sites))
-    for one, found, limits, title in (
-        (axes[0], evidence.peaks, evidence.peak_limits, "peak"),
-        (axes[1], evidence.levels, evidence.level_limits, "average"),
-    ):
-        values, alone = _drawable(found), _drawable(limits)
-        one.barh(places, 2 * alone, left=-alone, height=0.9, color="#e3ebf4")
-        one.barh(places, values, height=0.5, color=[ALERT if past else INK for past in np.abs(values) > alone])
-        one.axvline(0, color="#8894a3", linewidth=0.8)
-        one.set_title(title, loc="left", fontsize=10)
-        one.set_ylim(len(places) - 0.4, -0.6)
-        one.tick_params(labelsize=8)
-        one.spines[["top", "right", "left"]].set_visible(False)
-    axes[0].set_yticks(places, tick_names(evidence.sites), fontsize=8, parse_math=False)
+def _site_figure(evidence: Evidence, width: float, columns: int) -> Figure:
+    rows = -(-len(evidence.numbers) // columns)
+    figure = Figure(figsize=(width, rows * (0.9 + 0.26 * len(evidence.sites)) + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes, name, away, limits in zip(grid, evidence.numbers, evidence.away, evidence.limits, strict=False):
+        _draw_number(axes, _drawable(away), _drawable(limits))
+        axes.set_title(name, loc="left", fontsize=10)
+    for axes in grid[len(evidence.numbers) :]:
+        axes.set_axis_off()
+    grid[0].set_yticks(np.arange(len(evidence.sites)), tick_names(evidence.sites), fontsize=8, parse_math=False)
+    grid[0].set_ylim(len(evidence.sites) - 0.4, -0.6)
     figure.supxlabel("clean standard deviations from the clean mean", fontsize=9)
     return figure
+
+
+def _draw_number(axes: Axes, away: FloatArray, limits: FloatArray) -> None:
+    places = np.arange(len(away))
+    axes.barh(places, 2 * limits, left=-limits, height=0.9, color="#e3ebf4")
+    axes.barh(places, away, height=0.5, color=[ALERT if past else INK for past in np.abs(away) > limits])
+    axes.axvline(0, color="#8894a3", linewidth=0.8)
+    axes.tick_params(labelsize=8, left=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _drawable(values: FloatArray) -> FloatArray:

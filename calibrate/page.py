@@ -91,14 +91,14 @@ def records(heads: Sequence[str], rows: Iterable[Sequence[str]], *, kinds: Seque
 
     Args:
         heads: Plain text; none for a table without heads.
-        rows: Plain text, but in columns whose kind is ``drawn``, which hold HTML.
-        kinds: A class of the style for each column, such as ``number``; none for sentences.
+        rows: Plain text, but in columns of the kind ``drawn``, which hold HTML.
+        kinds: Classes of the style for each column, such as ``number``; none for sentences.
     """
     kinds = kinds or [""] * len(heads)
     first = "".join(f"<th class='{kind}'>{html.escape(head)}</th>" for head, kind in zip(heads, kinds, strict=False))
     cells = (
         "".join(
-            f"<td class='{kind}'>{cell if kind == 'drawn' else html.escape(cell)}</td>"
+            f"<td class='{kind}'>{cell if 'drawn' in kind else html.escape(cell)}</td>"
             for cell, kind in zip(row, kinds, strict=True)
         )
         for row in rows

@@ -28,6 +28,7 @@ from guard.scores import relative_divergence
 from guard.types import Answers, FloatArray, ModelRun, Observed
 
 __all__ = [
+    "NUMBERS",
     "N_NUMBERS",
     "Detector",
     "Standard",
@@ -41,8 +42,10 @@ __all__ = [
 ]
 
 
-N_NUMBERS = 4
-"""Of the profile, per site."""
+NUMBERS = ("peak", "level", "greatest level", "reach")
+"""Of the profile, per site, in order."""
+
+N_NUMBERS = len(NUMBERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +113,8 @@ def both_scores(original: Answers, detector: Detector) -> tuple[FloatArray, Floa
 
 
 def profile_away(original: Answers, detector: Detector) -> FloatArray:
-    """Return (N, 2 S) how far each number of the profile lies from its clean mean, in clean standard deviations."""
-    return (profile_rows(_observed(original)) - detector.center) / detector.scale
+    """Return (N, F) how far each number of the profile lies from its clean mean, in clean standard deviations."""
+    return (_observed(original).profile.astype(np.float64) - detector.center) / detector.scale
 
 
 def head_run(original: Answers) -> ModelRun:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from guard.detector import Detector, both_scores, profile_away
+from guard.detector import N_NUMBERS, NUMBERS, Detector, both_scores, profile_away
 from guard.manifest import Manifest
 from guard.pair import ModelPair
 from guard.places import excess_map, strongest_place
@@ -54,8 +54,6 @@ class Witness:
             for found in shown[: len(self._capped)]
         ]
         heat = excess_map(shown[len(self._capped) :]) if self._maps else None
-        peaks, levels = np.split(profile_away(own, self._detector)[0], 2)
-        peak_limits, level_limits = self._limits()
         return Evidence(
             row=row,
             predicted_class=int(verdict.predicted_class[row]),
@@ -68,29 +66,26 @@ class Witness:
             head=head,
             raised_by="profile" if profile > head or not math.isfinite(profile) else "head",
             sites=self._sites,
-            peaks=peaks,
-            levels=levels,
-            peak_limits=peak_limits,
-            level_limits=level_limits,
+            numbers=NUMBERS,
+            away=profile_away(own, self._detector)[0].reshape(N_NUMBERS, -1),
+            limits=self._limits().reshape(N_NUMBERS, -1),
             capped=np.array([found.max(initial=0.0) for found in excess]),
             channels=_furthest(self._sites, excess),
             excess_map=None if heat is None else heat[0],
             place=None if heat is None or not heat.any() else _pair_of(strongest_place(heat)),
         )
 
-    def _limits(self) -> Sequence[FloatArray]:
-        """Return at which distances one number alone takes the profile to the alert threshold."""
+    def _limits(self) -> FloatArray:
+        """Return (F,) at which distance each number alone takes the profile to the alert threshold."""
         standard = self._detector.profile
         distance = max(standard.origin + self._alert * standard.spread, 0.0)
-        return np.split(np.sqrt(distance / np.maximum(np.diag(self._detector.precision), _TINY)), 2)
+        return np.asarray(np.sqrt(distance / np.maximum(np.diag(self._detector.precision), _TINY)))
 
 
 def _only(original: Answers, row: int) -> Answers:
     """Return the answers to one row."""
     seen = original.observed
-    observed = None if seen is None else Observed(
-        peaks=seen.peaks[[row]], levels=seen.levels[[row]], head=seen.head[[row]]
-    )  # fmt: skip
+    observed = None if seen is None else Observed(profile=seen.profile[[row]], head=seen.head[[row]])
     return Answers(outputs=original.outputs[[row]], logits=original.logits[[row]], observed=observed)
 
 

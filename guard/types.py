@@ -141,10 +141,9 @@ class Evidence:
         head: The standardised score of the head.
         raised_by: Which of the two the score is.
         sites: The S activations that the detector looks at, in order.
-        peaks: (S,) how far log(1 + peak) lies from the clean mean, in clean standard deviations.
-        levels: (S,) the same of the logarithm of the level: how unusual channels are on average.
-        peak_limits: (S,) at which distance this peak raises the alarm by itself, all else being as usual.
-        level_limits: (S,) the same of the level.
+        numbers: The M numbers that the profile holds of each site (guard.detector), such as its peak.
+        away: (M, S) how far each number lies from its clean mean, in clean standard deviations.
+        limits: (M, S) at which distance this number raises the alarm by itself, all others being as usual.
         capped: (S,) how far the furthest channel went past its bound in the bounded model, in its clean standard
             deviations; 0 where none did.
         channels: The channels that went furthest, at most 12, furthest first.
@@ -163,10 +162,9 @@ class Evidence:
     head: float
     raised_by: Literal["profile", "head"]
     sites: tuple[str, ...]
-    peaks: FloatArray
-    levels: FloatArray
-    peak_limits: FloatArray
-    level_limits: FloatArray
+    numbers: tuple[str, ...]
+    away: FloatArray
+    limits: FloatArray
     capped: FloatArray
     channels: tuple[CappedChannel, ...]
     excess_map: FloatArray | None

@@ -27,7 +27,7 @@ def manifest_of(**changes) -> Manifest:
 def detecting(*sites: str, **changes) -> Manifest:
     """Return the manifest of a fit with a one-pass detector of these sites."""
     named = {site: f"{site} capped" for site in sites}
-    detector = {"peaks": "p", "levels": "l", "head": "h", "sites": list(sites), "capped": named, "capped_at": {}}
+    detector = {"profile": "p", "head": "h", "sites": list(sites), "capped": named, "capped_at": {}}
     described = [{**SITE, "tensor": site} for site in sites]
     return manifest_of(**{"score": "one_pass", "detector": detector, "sites": described, **changes})
 

@@ -52,19 +52,24 @@ def test_a_channel_capped_at_a_place_is_named_with_how_far_it_went(guard):
     assert evidence.place == ((2 + 0.5) / 4, (3 + 0.5) / 4)
 
 
-def test_peaks_and_levels_are_told_in_clean_standard_deviations_with_what_alarms_alone(guard):
+def test_the_profile_is_told_in_clean_standard_deviations_with_what_alarms_alone(guard):
     evidence = explain(guard, bright(5.0))
-    np.testing.assert_allclose(evidence.peaks, [math.log(1 + 5 / 2)], rtol=1e-6)
-    np.testing.assert_allclose(evidence.levels, [math.log(1 + 10 * 5 / N_PLACES / math.sqrt(2))], rtol=1e-5)
-    # 4 peak^2 is the distance, and the alarm is above ALERT.
-    assert evidence.peak_limits.tolist() == [math.sqrt(ALERT / 4)]
-    assert evidence.level_limits.tolist() == [math.sqrt(ALERT)]
+    assert evidence.numbers == ("peak", "level", "greatest level", "reach")
+    mean = 5 / N_PLACES  # of channel 1; channel 0 is 0
+    expected = [
+        [math.log(1 + 5 / 2)], [math.log(1 + 10 * mean / math.sqrt(2))],
+        [math.log(1 + mean)], [math.log(1 + 10 * 5 / math.sqrt(2))],
+    ]  # fmt: skip
+    np.testing.assert_allclose(evidence.away, expected, rtol=1e-5)
+    # The distance is 4 peak^2 + level^2 and next to nothing more, and the alarm is above ALERT.
+    np.testing.assert_allclose(evidence.limits[:2], [[math.sqrt(ALERT / 4)], [math.sqrt(ALERT)]])
+    assert (evidence.limits[2:] > 1000).all()
 
 
 def test_evidence_agrees_with_the_verdict_and_names_the_score_that_spoke(guard):
     verdict = guard(np.concatenate([bright(0.1), bright(5.0)]))
     evidence = verdict.explain(np.int64(1))
-    distance = 4 * evidence.peaks[0] ** 2 + evidence.levels[0] ** 2
+    distance = 4 * evidence.away[0, 0] ** 2 + evidence.away[1, 0] ** 2
     lost = (5 - 1) / N_PLACES
     assert (evidence.row, evidence.predicted_class, evidence.flagged, evidence.corrected) == (1, 1, True, True)
     assert evidence.corrected_class == verdict.corrected_class[1] == 0
@@ -77,7 +82,7 @@ def test_evidence_agrees_with_the_verdict_and_names_the_score_that_spoke(guard):
 
 def test_the_head_is_named_where_it_speaks():
     deaf = bundle()
-    deaf = replace(deaf, detector=replace(deaf.detector, precision=np.diag([1e-6, 1e-6])))
+    deaf = replace(deaf, detector=replace(deaf.detector, precision=np.eye(4) * 1e-6))
     evidence = explain(Guard.from_bundle(deaf, threads=1), bright(100.0))
     assert evidence.raised_by == "head"
     assert evidence.score == evidence.head > evidence.profile
@@ -164,10 +169,9 @@ def test_the_page_says_the_verdict_in_words(guard, value, box, line):
 
 
 def test_evidence_that_is_no_number_is_drawn(guard):
-    nothing = np.array([np.nan])
     odd = replace(
-        explain(guard, bright(5.0)), peaks=nothing, levels=np.array([np.inf]), capped=np.array([np.inf]),
-        score=np.inf, head=np.nan, excess_map=np.full((4, 4), np.inf), peak_limits=np.array([np.inf]),
+        explain(guard, bright(5.0)), away=np.array([[np.nan], [np.inf], [-np.inf], [0.0]]), capped=np.array([np.inf]),
+        score=np.inf, head=np.nan, excess_map=np.full((4, 4), np.inf), limits=np.full((4, 1), np.inf),
     )  # fmt: skip
     assert b"<svg" in render_explanation(guard.manifest, odd, bright(5.0), name="x")
 

@@ -12,7 +12,7 @@ from bundles import clean_scores, manifest
 from small_graphs import model_of, node
 
 from calibrate.edit import check_edited, insert_bounds
-from calibrate.observers import Standards, show_excess, show_profile_and_head
+from calibrate.observers import MeanStd, Standards, show_excess, show_profile_and_head
 from calibrate.sites import ActivationBounds, Site
 from guard.bundle import BOUNDED, DETECTOR, OBSERVED, ORIGINAL, THRESHOLDS, Bundle, pack_scores, save_bundle
 from guard.detector import Detector, Standard, pack_detector
@@ -34,22 +34,27 @@ def bright(value: float, *, channel: int = 1, place: tuple[int, int] = (2, 3)) -
 
 
 def bundle(*, is_image: bool = True) -> Bundle:
-    """Return the bundle: the profile is 4 log(1 + peak)^2 + log(1 + 10 level)^2, cut at 4; the head speaks late."""
+    """Return the bundle: the profile is 4 log(1 + peak)^2 + log(1 + 10 level)^2, cut at 4."""
     original = model_of(
         node("Relu", ["x"], ["a"]), node("GlobalAveragePool", ["a"], ["p"]), node("Flatten", ["p"], ["y"]),
         x=("N", 2, 4, 4), y=("N", 2),
     )  # fmt: skip
     bounds = ActivationBounds(method="by-hand", settings={}, upper={"a": np.ones((), np.float32)})
-    two = {"mean": np.zeros(2), "level_mean": np.zeros(2), "level_std": np.ones(2)}
-    standards = {"a": Standards(std=np.array([1.0, 2.0]), **two)}
+    unit = MeanStd(mean=np.zeros(2), std=np.ones(2))
+    activation = MeanStd(mean=np.zeros(2), std=np.array([1.0, 2.0]))
+    standards = {"a": Standards(activation=activation, level=unit, reach=unit)}
     upper = {"a": np.ones((1, 1, 1, 1), np.float32)}
     observed, names = show_profile_and_head(original, "y", [_SITE], standards, upper)
     bounded, capped, capped_at = show_excess(insert_bounds(original, bounds, [_SITE]), [_SITE], bounds, standards)
     outputs = {**names, "sites": ["a"], "capped": capped, "capped_at": capped_at}
     detector = Detector(
-        center=np.log([1.0, 0.1]), scale=np.ones(2), precision=np.diag([4.0, 1.0]), fill=np.zeros(2 if is_image else 0),
-        profile=Standard(origin=0.0, spread=1.0), head=Standard(origin=0.0, spread=0.5),
-    )  # fmt: skip
+        center=np.log([1.0, 0.1, 1.0, 0.1]),
+        scale=np.ones(4),
+        precision=np.diag([4.0, 1.0, 1e-9, 1e-9]),
+        fill=np.zeros(2 if is_image else 0),
+        profile=Standard(origin=0.0, spread=1.0),
+        head=Standard(origin=0.0, spread=0.5),
+    )
     return Bundle(
         manifest=_manifest(outputs),
         original=_bytes(original),
