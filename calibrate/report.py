@@ -33,8 +33,8 @@ _NO_EVIDENCE = (
     " evidence that the model holds a backdoor, and nothing shows that it holds none: {found}</p>"
 )
 _TWO_SCORES = (
-    "<p>The score is the larger of two. The <i>profile</i> is high where activations are larger, or otherwise more"
-    " unusual, than clean inputs make them; the <i>head</i> is high where the answer falls once the last activation is"
+    "<p>The score is the larger of two. The <i>profile</i> is high where activations are larger, or more unusual on"
+    " average, than clean inputs make them; the <i>head</i> is high where the answer falls once the last activation is"
     " capped. On both scales 0 is the usual clean input, and 1 is exceeded by a tenth of them.</p>"
 )
 _ONE_SCORE = (
