@@ -29,7 +29,7 @@ def _few(digits, tmp_path, n):
 
 
 @pytest.mark.parametrize("n", [5, 10, 40])
-@pytest.mark.parametrize("method", ["sigma", "few-shot", "unit"])
+@pytest.mark.parametrize("method", ["sigma", "few-shot", "unit", "mmac"])
 def test_the_advice_for_a_small_set_works(good_fit, digits, tmp_path, capfd, n, method):
     paths = {**good_fit, "data": _few(digits, tmp_path, n)}
     line = check_refused(fit_with(paths, "--method", method), capfd, f"{n} samples are too few", "are missing")

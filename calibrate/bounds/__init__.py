@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from calibrate.bounds.few_shot import fit_few_shot
-from calibrate.bounds.mmac import fit_mmac
+from calibrate.bounds.mmac import MmacSettings, fit_mmac
 from calibrate.bounds.mmac_published import fit_mmac_published
 from calibrate.bounds.sigma import fit_sigma
 from calibrate.bounds.unit import UnitSettings, fit_unit
@@ -58,7 +58,7 @@ class Needs:
 NEEDS: Mapping[str, Needs] = MappingProxyType({
     AUTO: Needs(n_samples=5),
     "few-shot": Needs(n_samples=2),
-    "mmac": Needs(n_samples=30, measured_share=1.0, several_classes=True),  # it starts at the bounds of sigma
+    "mmac": Needs(n_samples=30, measured_share=MmacSettings().validation_fraction, several_classes=True),
     "mmac-published": Needs(n_samples=30, several_classes=True),
     "sigma": Needs(n_samples=15, measured_share=1.0),
     "unit": Needs(n_samples=30, measured_share=UnitSettings().validation_fraction, several_classes=True),

@@ -8,12 +8,11 @@ channel, starting at those of `sigma` and never looser, it minimises
 
 where f is the original, g the bounded model, m_g a synthetic input's margin under g, and M the median margin of clean
 inputs under f. The synthetic inputs climb, half from noise and half from clean inputs, to a large margin under g
-itself, and climb on as the bounds move: a true min-max. Of the bounds that keep validation accuracy those are kept
-under which the synthetic inputs reach least.
+itself, and climb on as the bounds move: a true min-max. Of the bounds whose accuracy drop, on inputs not learned
+from, is with confidence within what is allowed those are kept under which the synthetic inputs reach least.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -25,29 +24,18 @@ from calibrate.bounds.maximum_margin import margins
 from calibrate.bounds.mmac_settings import MmacSettings
 from calibrate.bounds.mmac_task import MmacTask, prepare
 from calibrate.bounds.scaled_bounds import ScaledBounds
+from calibrate.bounds.screening import Candidate
 from calibrate.gradients import backward
 from calibrate.sites import ActivationBounds, BoundsProblem
-from guard.types import FloatArray
 
 __all__ = ["MmacSettings", "fit_mmac"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """Bounds that may be kept: how far synthetic inputs get under them, and the validation accuracy that decides."""
-
-    step: int
-    reach: float
-    accuracy: float
-    upper: Mapping[str, FloatArray]
-    lower: Mapping[str, FloatArray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
     """The bounds that are kept, and how the descent went."""
 
-    kept: _Candidate
+    kept: Candidate
     first_reach: float
     n_passed: int
     final_cost: float
@@ -69,13 +57,9 @@ def fit_mmac(problem: BoundsProblem, *, settings: MmacSettings | None = None) ->
     outcome = _descend(task, bounds)
     kept = outcome.kept
     learned = {
-        "max_accuracy_drop": task.max_accuracy_drop,
-        "original_accuracy": task.original_accuracy,
-        "validation_accuracy": kept.accuracy,
         "n_fitting": len(task.original),
-        "n_validation": len(task.validation),
-        "step": kept.step,
-        "reach": _finite(kept.reach),
+        **task.screening.account(kept),
+        "reach": _finite(kept.objective),
         "first_reach": _finite(outcome.first_reach),
         "n_passed": outcome.n_passed,
         "final_cost": outcome.final_cost,
@@ -103,15 +87,15 @@ def _descend(task: MmacTask, bounds: ScaledBounds) -> _Outcome:
             task, bounds, renew_climbers(task.start, climbers, settings.n_synthetic), settings.ascent_steps
         )
         candidate = _check(task, bounds, climbers, step=step)
-        passed = task.admits(candidate.accuracy)
+        passed = task.screening.admits(candidate)
         n_passed += passed
         cost = min(cost * settings.cost_factor, settings.max_cost) if passed else cost / settings.cost_factor
-        if passed and candidate.reach < best.reach:
+        if passed and candidate.objective < best.objective:
             best = candidate
         if step - best.step >= settings.stop_after * settings.check_every:
             break
     task.progress("mmac", settings.steps, settings.steps)
-    return _Outcome(kept=best, first_reach=first.reach, n_passed=n_passed, final_cost=cost, stopped=stopped)
+    return _Outcome(kept=best, first_reach=first.objective, n_passed=n_passed, final_cost=cost, stopped=stopped)
 
 
 def _step(
@@ -148,16 +132,9 @@ def _reach(task: MmacTask, bounds: ScaledBounds, climbers: Climbers) -> Tensor:
 
 
 @torch.no_grad()
-def _check(task: MmacTask, bounds: ScaledBounds, climbers: Climbers, *, step: int) -> _Candidate:
-    upper, lower = bounds.upper, bounds.lower
+def _check(task: MmacTask, bounds: ScaledBounds, climbers: Climbers, *, step: int) -> Candidate:
     reach = float(_reach(task, bounds, climbers))
-    return _Candidate(
-        step=step,
-        reach=reach if math.isfinite(reach) else math.inf,
-        accuracy=task.classifier.accuracy(task.validation, upper, lower),
-        upper={site: bound.cpu().numpy() for site, bound in upper.items()},
-        lower={site: bound.cpu().numpy() for site, bound in lower.items()},
-    )
+    return task.screening.candidate(bounds, step=step, objective=reach if math.isfinite(reach) else math.inf)
 
 
 def _first_climb(task: MmacTask, bounds: ScaledBounds) -> Climbers:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from calibrate.evaluation import CONFIDENCE
+
 __all__ = ["MmacSettings", "PublishedMmacSettings"]
 
 
@@ -66,7 +68,9 @@ class MmacSettings:
         initial_cost: Of a margin that exceeds a clean one by as much again.
         cost_factor: The cost is multiplied by it after a check that passed, else divided.
         max_cost: It grows no further.
-        validation_fraction: The part of the inputs, spread over the classes, that decides which bounds pass.
+        validation_fraction: The part of the inputs, spread over the classes, that decides which bounds pass and is not
+            learned from.
+        confidence: With which the accuracy drop is within all that is allowed, one-sided.
     """
 
     steps: int = 160
@@ -82,7 +86,8 @@ class MmacSettings:
     initial_cost: float = 0.1
     cost_factor: float = 1.5
     max_cost: float = 10.0
-    validation_fraction: float = 0.2
+    validation_fraction: float = 0.5
+    confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
         if self.steps < self.check_every:

@@ -11,8 +11,9 @@ from calibrate.bounds.clipped_classifier import ClippedClassifier, LabelledInput
 from calibrate.bounds.maximum_margin import InputRange, float_inputs, margins
 from calibrate.bounds.mmac_settings import MmacSettings
 from calibrate.bounds.scaled_bounds import ScaledBounds
+from calibrate.bounds.screening import Screening
 from calibrate.bounds.sigma import fit_sigma
-from calibrate.bounds.validation import keeps_accuracy, split_for_validation
+from calibrate.bounds.validation import split_for_validation
 from calibrate.differentiable import fast_precision
 from calibrate.sites import ActivationBounds, BoundsProblem, Progress, RowsInMemory
 from calibrate.statistics import site_moments
@@ -34,9 +35,7 @@ class MmacTask:
         original: (N, C) f's logits of these clean inputs.
         variance: Of f's logits within a row, which the squared error is relative to.
         clean_margin: The median of f's margins on them, which synthetic margins are relative to.
-        validation: The clean inputs that decide which bounds pass.
-        original_accuracy: Of f on these.
-        max_accuracy_drop: Less of it than this may be lost.
+        screening: What decides which bounds pass.
         settings: How to learn.
         progress: Told after every step.
     """
@@ -47,15 +46,9 @@ class MmacTask:
     original: Tensor
     variance: float
     clean_margin: float
-    validation: LabelledInputs
-    original_accuracy: float
-    max_accuracy_drop: float
+    screening: Screening
     settings: MmacSettings
     progress: Progress
-
-    def admits(self, accuracy: float) -> bool:
-        """Whether bounds of this validation accuracy may be kept."""
-        return keeps_accuracy(accuracy, original=self.original_accuracy, max_drop=self.max_accuracy_drop)
 
 
 def prepare(problem: BoundsProblem, settings: MmacSettings) -> tuple[MmacTask, ScaledBounds]:
@@ -113,9 +106,13 @@ def _task(
         original=original,
         variance=max(float(original.var(1, correction=0).mean()), _LEAST_SCALE),
         clean_margin=max(float(clean_margin), _LEAST_SCALE),
-        validation=validation,
-        original_accuracy=classifier.accuracy(validation, {}),
-        max_accuracy_drop=problem.max_accuracy_drop,
+        screening=Screening(
+            classifier=classifier,
+            validation=validation,
+            original_right=classifier.is_right(validation, {}),
+            max_accuracy_drop=problem.max_accuracy_drop,
+            confidence=settings.confidence,
+        ),
         settings=settings,
         progress=problem.progress,
     )

@@ -11,45 +11,30 @@ of what is allowed, and with confidence within all of it.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from calibrate.bounds.clipped_classifier import endless_batches
 from calibrate.bounds.scaled_bounds import ScaledBounds
+from calibrate.bounds.screening import Candidate
 from calibrate.bounds.unit_schedule import next_cost, start_cost
 from calibrate.bounds.unit_task import UnitSettings, UnitTask, prepare
-from calibrate.evaluation import accuracy_drop_limit
 from calibrate.gradients import backward
 from calibrate.sites import ActivationBounds, BoundsProblem
 from guard.errors import CalibrationError
 from guard.rows import each
-from guard.types import FloatArray
 
 __all__ = ["UnitSettings", "fit_unit"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """Bounds that may be kept: their penalty, and the accuracy drop and its confidence limit, which decide."""
-
-    step: int
-    penalty: float
-    drop: float
-    drop_limit: float
-    upper: Mapping[str, FloatArray]
-    lower: Mapping[str, FloatArray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
     """The bounds that are kept, and how the descent went; ``stopped`` says what broke it off."""
 
-    kept: _Candidate
+    kept: Candidate
     n_passed: int
     final_cost: float
     stopped: str | None
@@ -72,7 +57,7 @@ def _descend(task: UnitTask, bounds: ScaledBounds) -> _Outcome:
     batches = endless_batches(len(task.fitting), settings.batch_size, torch.Generator().manual_seed(task.seed))
     state, stopped = start_cost(settings.schedule), None
     first = _check(task, bounds, step=0)
-    best = first if task.admits(drop=first.drop, drop_limit=first.drop_limit) else None
+    best = first if task.screening.admits(first) else None
     n_passed = int(best is not None)
     for step in range(1, settings.steps + 1):
         loss = _step(task, bounds, optimizer, next(batches), state.cost)
@@ -83,10 +68,10 @@ def _descend(task: UnitTask, bounds: ScaledBounds) -> _Outcome:
         if step % settings.check_every:
             continue
         candidate = _check(task, bounds, step=step)
-        passed = task.admits(drop=candidate.drop, drop_limit=candidate.drop_limit)
+        passed = task.screening.admits(candidate)
         n_passed += passed
         state = next_cost(state, passed=passed, schedule=settings.schedule)
-        if passed and (best is None or candidate.penalty < best.penalty):
+        if passed and (best is None or candidate.objective < best.objective):
             best = candidate
         if best is not None and step - best.step >= settings.stop_after * settings.check_every:
             break
@@ -112,31 +97,18 @@ def _step(task: UnitTask, bounds: ScaledBounds, optimizer: torch.optim.Optimizer
     return loss
 
 
-@torch.no_grad()
-def _check(task: UnitTask, bounds: ScaledBounds, *, step: int) -> _Candidate:
-    upper, lower = bounds.upper, bounds.lower
-    right = task.classifier.is_right(task.validation, upper, lower)
-    return _Candidate(
-        step=step,
-        penalty=bounds.penalty.item(),
-        drop=float(task.original_right.mean() - right.mean()),
-        drop_limit=accuracy_drop_limit(task.original_right, right, confidence=task.settings.confidence),
-        upper=_arrays(upper),
-        lower=_arrays(lower),
-    )
+def _check(task: UnitTask, bounds: ScaledBounds, *, step: int) -> Candidate:
+    return task.screening.candidate(bounds, step=step, objective=bounds.penalty.item())
 
 
-def _arrays(bounds: Mapping[str, Tensor]) -> dict[str, FloatArray]:
-    return {site: bound.cpu().numpy() for site, bound in bounds.items()}
-
-
-def _nothing_kept(task: UnitTask, first: _Candidate, stopped: str | None) -> CalibrationError:
+def _nothing_kept(task: UnitTask, first: Candidate, stopped: str | None) -> CalibrationError:
     if stopped is not None:
         return CalibrationError(f"{stopped}, before any bounds passed; check the samples, or use --method sigma")
+    screening = task.screening
     return CalibrationError(
-        f"no bounds passed on {len(task.validation)} samples: the loosest cost {first.drop:.3f} of clean accuracy and"
-        f" may cost {first.drop_limit:.3f}; {task.settings.drop_share * task.max_accuracy_drop:g} and"
-        f" {task.max_accuracy_drop:g} are allowed: give more clean samples or allow more with --max-accuracy-drop"
+        f"no bounds passed on {len(screening.validation)} samples: the loosest cost {first.drop:.3f} of clean accuracy"
+        f" and may cost {first.drop_limit:.3f}; {screening.drop_share * screening.max_accuracy_drop:g} and"
+        f" {screening.max_accuracy_drop:g} are allowed: give more clean samples or allow more with --max-accuracy-drop"
     )
 
 
@@ -144,13 +116,8 @@ def _report(task: UnitTask, outcome: _Outcome) -> ActivationBounds:
     kept = outcome.kept
     learned = {
         "n_fitting": len(task.fitting),
-        "n_validation": len(task.validation),
-        "original_accuracy": float(np.mean(task.original_right)),
-        "max_accuracy_drop": task.max_accuracy_drop,
-        "drop": kept.drop,
-        "drop_limit": kept.drop_limit,
-        "step": kept.step,
-        "penalty": kept.penalty,
+        **task.screening.account(kept),
+        "penalty": kept.objective,
         "n_passed": outcome.n_passed,
         "final_cost": outcome.final_cost,
         "stopped": outcome.stopped,

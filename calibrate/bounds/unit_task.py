@@ -7,6 +7,7 @@ from torch import Tensor
 
 from calibrate.bounds.clipped_classifier import ClippedClassifier, LabelledInputs
 from calibrate.bounds.scaled_bounds import ScaledBounds
+from calibrate.bounds.screening import Screening
 from calibrate.bounds.unit_schedule import CostSchedule
 from calibrate.bounds.validation import split_for_validation
 from calibrate.differentiable import fast_precision
@@ -14,7 +15,6 @@ from calibrate.evaluation import CONFIDENCE
 from calibrate.sites import BoundsProblem, Progress, RowsInMemory
 from calibrate.statistics import observe
 from guard.rows import each
-from guard.types import BoolArray
 
 __all__ = ["UnitSettings", "UnitTask", "prepare"]
 
@@ -60,9 +60,7 @@ class UnitTask:
         classifier: Computes f and g.
         fitting: What is learned from.
         original: (N, C) f's log-probabilities of that.
-        validation: What decides which bounds pass.
-        original_right: (N,) its rows that f gets right.
-        max_accuracy_drop: What bounds may cost.
+        screening: What decides which bounds pass.
         settings: How to learn.
         seed: Of the order of the inputs.
         progress: Told after every step.
@@ -71,16 +69,10 @@ class UnitTask:
     classifier: ClippedClassifier
     fitting: LabelledInputs
     original: Tensor
-    validation: LabelledInputs
-    original_right: BoolArray
-    max_accuracy_drop: float
+    screening: Screening
     settings: UnitSettings
     seed: int
     progress: Progress
-
-    def admits(self, *, drop: float, drop_limit: float) -> bool:
-        """Whether bounds that cost so much accuracy, with this confidence limit, may be kept."""
-        return drop <= self.settings.drop_share * self.max_accuracy_drop and drop_limit <= self.max_accuracy_drop
 
 
 def prepare(problem: BoundsProblem, settings: UnitSettings) -> tuple[UnitTask, ScaledBounds]:
@@ -124,9 +116,14 @@ def _task(
         classifier=classifier,
         fitting=fitting,
         original=torch.cat(original).log_softmax(1),
-        validation=validation,
-        original_right=classifier.is_right(validation, {}),
-        max_accuracy_drop=problem.max_accuracy_drop,
+        screening=Screening(
+            classifier=classifier,
+            validation=validation,
+            original_right=classifier.is_right(validation, {}),
+            max_accuracy_drop=problem.max_accuracy_drop,
+            confidence=settings.confidence,
+            drop_share=settings.drop_share,
+        ),
         settings=settings,
         seed=problem.seed,
         progress=problem.progress,
