@@ -18,7 +18,7 @@ from calibrate.sites import ActivationBounds, Site
 from guard.errors import CalibrationError
 from guard.types import FloatArray
 
-__all__ = ["MARK", "check_edited", "check_unbounded", "insert_bounds"]
+__all__ = ["MARK", "check_edited", "check_unbounded", "insert_bounds", "representable"]
 
 MARK = "trigger_guard.bounds"
 """The key of the metadata that an edited model carries: the name of the method."""
@@ -41,10 +41,10 @@ class _Limits:
 
     @classmethod
     def of(cls, bounds: ActivationBounds, tensor: str, dtype: str) -> "_Limits":
-        upper = _representable(tensor, bounds.upper[tensor], dtype)
+        upper = representable(tensor, bounds.upper[tensor], dtype)
         if tensor not in bounds.lower:
             return cls(lower=None, upper=upper)
-        lower = _representable(tensor, bounds.lower[tensor], dtype)
+        lower = representable(tensor, bounds.lower[tensor], dtype)
         if (lower > upper).any():
             raise CalibrationError(f"a lower bound of {tensor!r} lies above its upper bound; check the clean samples")
         return cls(lower=None if (lower == np.finfo(dtype).min).all() else lower, upper=upper)
@@ -167,7 +167,12 @@ def _hold(
     return [helper.make_node("Constant", [], [constant.name], value=constant) for constant in constants]
 
 
-def _representable(tensor: str, bound: FloatArray, dtype: str) -> FloatArray:
+def representable(tensor: str, bound: FloatArray, dtype: str) -> FloatArray:
+    """Return the bound of a tensor in its element type, cut to what that can hold.
+
+    Raises:
+        CalibrationError: It is not a number.
+    """
     if np.isnan(bound).any():
         raise CalibrationError(f"the bound of {tensor!r} is not a number; check the clean samples and their scale")
     limits = np.finfo(dtype)

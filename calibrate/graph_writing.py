@@ -44,6 +44,10 @@ class GraphWriter:
         self.model.graph.node.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
         return output
 
+    def float32(self, tensor: str, name: str) -> str:
+        """Add a tensor in float32; return its name."""
+        return self.node("Cast", [tensor], name, to=onnx.TensorProto.FLOAT)
+
     def reduce(self, operator: str, tensor: str, axes: Sequence[int], name: str, *, keepdims: bool = True) -> str:
         """Add ReduceMax or ReduceMean over these axes; return its name."""
         if not axes:

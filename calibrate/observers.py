@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from calibrate.edit import representable
 from calibrate.graph_reading import names_read, needed_nodes
 from calibrate.graph_writing import GraphWriter
 from calibrate.sites import ActivationBounds, Site
@@ -150,18 +151,17 @@ def _standardised(writer: GraphWriter, site: Site, tensor: str, usual: MeanStd, 
     """Add (tensor - mean) / std per channel, in float32."""
     mean = writer.constant(_shaped(usual.mean, site), f"{name}/mean")
     per_std = writer.constant(_shaped(1 / usual.std, site), f"{name}/per_std")
-    scaled = writer.node("Mul", [writer.node("Sub", [tensor, mean], f"{name}/centred"), per_std], f"{name}/scaled")
-    return writer.node("Cast", [scaled], f"{name}/scaled32", to=onnx.TensorProto.FLOAT)
+    centred = writer.node("Sub", [writer.float32(tensor, f"{name}/float32"), mean], f"{name}/centred")
+    return writer.node("Mul", [centred, per_std], f"{name}/scaled")
 
 
 def _excess(writer: GraphWriter, site: Site, upper: FloatArray, standards: Standards, name: str) -> str:
-    bound = writer.constant(np.asarray(upper, dtype=site.dtype), f"{name}/upper")
+    bound = writer.constant(representable(site.tensor, upper, site.dtype), f"{name}/upper")
     per_std = writer.constant(_shaped(1 / standards.activation.std, site), f"{name}/per_std")
     past = writer.node(
         "Relu", [writer.node("Sub", [_unbounded(writer, site), bound], f"{name}/past")], f"{name}/excess"
     )
-    scaled = writer.node("Mul", [past, per_std], f"{name}/excess_scaled")
-    return writer.node("Cast", [scaled], f"{name}/excess32", to=onnx.TensorProto.FLOAT)
+    return writer.node("Mul", [writer.float32(past, f"{name}/excess32"), per_std], f"{name}/excess_scaled")
 
 
 def _unbounded(writer: GraphWriter, site: Site) -> str:
@@ -172,9 +172,10 @@ def _unbounded(writer: GraphWriter, site: Site) -> str:
 
 
 def _shaped(values: FloatArray, site: Site) -> FloatArray:
+    """Return float32 per channel: a standard deviation may be less, or its inverse more, than float16 can hold."""
     shape = [1] * len(site.shape)
     shape[site.channel_axis] = len(values)
-    return values.reshape(shape).astype(site.dtype)
+    return representable(site.tensor, values.reshape(shape), "float32")
 
 
 def _head(writer: GraphWriter, model: onnx.ModelProto, logits: str, last: Mapping[str, FloatArray]) -> str:

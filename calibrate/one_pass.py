@@ -4,6 +4,7 @@ The profiles of clean inputs give a mean and a covariance, whose correlation mat
 approximating shrinkage (Chen, Wiesel, Eldar and Hero, IEEE TSP 2010), since there may be more numbers than samples.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnx
 
 from calibrate.bounds.few_shot import robust_limits
-from calibrate.edit import check_edited, insert_bounds
+from calibrate.edit import check_edited, insert_bounds, representable
 from calibrate.forward import forward
 from calibrate.graph import Classifier, expose_logits
 from calibrate.graph_reading import needed_nodes
@@ -19,7 +20,7 @@ from calibrate.observers import MeanStd, Standards, show_excess, show_profile_an
 from calibrate.preprocessing import Layout, input_channel_axis
 from calibrate.sites import ActivationBounds, Progress, Rows, RowsInMemory, Site
 from calibrate.statistics import Moments, observe
-from guard.detector import Detector, Standard, profile_distance
+from guard.detector import N_NUMBERS, Detector, Standard, profile_distance
 from guard.errors import CalibrationError
 from guard.scores import logits_from_probabilities, relative_divergence
 from guard.types import Answers, FloatArray, ModelRun
@@ -27,10 +28,10 @@ from guard.types import Answers, FloatArray, ModelRun
 __all__ = ["OnePass", "fit_one_pass", "shrunken_precision"]
 
 _HEAD_ROOM = 2.0  # robust scales between a channel's usual maximum and its bound at the last site
-_LEAST_STD = 0.1  # of a channel, as a share of the site's usual one
+_LEAST_STD = 0.1  # of a channel in its site, or of a site's number in the profile, as a share of the usual one
 _FOLDS = 5
 _QUANTILE = 0.9
-_EPSILON = 1e-9
+_ROUNDING = 1e-4  # optimised graphs differ in last bits, by about 1e-6
 _IMAGE_RANK = 4
 _N_PIXELS = 256  # images, whose mean pixel hides a place
 
@@ -78,7 +79,7 @@ def fit_one_pass(
     Raises:
         CalibrationError: An activation is not finite, or no site has one value or more per input.
     """
-    shown = _shown_sites(classifier.model, sites, inputs, device)
+    shown = _shown_sites(classifier.model, [site for site in sites if site.tensor in bounds.upper], inputs, device)
     standards = _standards(classifier, shown, inputs, progress, device)
     shown = [site for site in shown if site.tensor in standards]
     last = _last(classifier, shown)
@@ -88,13 +89,13 @@ def fit_one_pass(
     bounded, capped, capped_at = show_excess(insert_bounds(exposed, bounds, sites), shown, bounds, standards)
     seen = _run(check_edited(observed), [classifier.logits, *names.values()], inputs, progress, device)
     logits, head_logits = (
-        logits_from_probabilities(seen[t]) if is_probability and not classifier.ends_in_softmax else seen[t]
-        for t in (classifier.logits, names["head"])
-    )
+        logits_from_probabilities(seen[t]) if is_probability and not classifier.ends_in_softmax
+        else seen[t].astype(np.float64) for t in (classifier.logits, names["head"])
+    )  # fmt: skip
     return OnePass(
         observed=observed,
         bounded=check_edited(bounded),
-        detector=_fit(seen[names["profile"]], _lost(logits, head_logits), _fill(inputs, layout)),
+        detector=_fit(seen[names["profile"]].astype(np.float64), _lost(logits, head_logits), _fill(inputs, layout)),
         outputs={**names, "sites": [site.tensor for site in shown], "capped": capped, "capped_at": capped_at},
     )
 
@@ -103,7 +104,7 @@ def shrunken_precision(rows: FloatArray) -> FloatArray:
     """Return (S, S), the inverse of the shrunken covariance of rows (n, S) whose mean is 0 (OAS, Chen et al. 2010)."""
     n, s = rows.shape
     covariance = rows.T @ rows / n
-    usual = float(np.trace(covariance)) / s
+    usual = float(np.trace(covariance)) / s or 1.0  # of rows that are all alike
     alpha = float((covariance**2).mean())
     spread = (n + 1) * (alpha - usual**2 / s)
     share = 1.0 if spread <= 0 else min((alpha + usual**2) / spread, 1.0)
@@ -112,9 +113,11 @@ def shrunken_precision(rows: FloatArray) -> FloatArray:
 
 def _shown_sites(model: onnx.ModelProto, sites: Sequence[Site], inputs: Rows, device: str) -> list[Site]:
     """Return the sites whose axis 0 is N; windows folded into it would mix inputs."""
-    some = RowsInMemory(inputs=inputs[slice(0, 2)])
-    _, values = next(forward(model, [site.tensor for site in sites], some, device=device))
-    return [site for site in sites if len(values[site.tensor]) == len(some)]
+    kept = list(sites)
+    for n in (1, 2):  # an axis of another meaning has one of these sizes at most
+        _, found = next(forward(model, [s.tensor for s in sites], RowsInMemory(inputs=inputs[0:n]), device=device))
+        kept = [site for site in kept if len(found[site.tensor]) == n]
+    return kept
 
 
 def _standards(
@@ -143,9 +146,13 @@ def _standards(
 
 def _mean_std(moments: Moments) -> MeanStd:
     """Return both (K,), no standard deviation much less than is usual in the site."""
-    std = moments.std.ravel()
+    return MeanStd(mean=moments.mean.ravel(), std=_floored(moments.std.ravel()))
+
+
+def _floored(std: FloatArray) -> FloatArray:
+    """Return (K,) standard deviations, none much less than is usual: what hardly varies would drown all else."""
     usual = float(np.median(std[std > 0])) if (std > 0).any() else 1.0
-    return MeanStd(mean=moments.mean.ravel(), std=np.maximum(std, _LEAST_STD * usual))
+    return np.maximum(std, _LEAST_STD * usual)
 
 
 def _last(classifier: Classifier, sites: Sequence[Site]) -> Site:
@@ -166,7 +173,7 @@ def _bound(classifier: Classifier, site: Site, inputs: Rows, device: str) -> Flo
     limits = robust_limits(np.concatenate(parts).astype(np.float64), _HEAD_ROOM)
     shape = [1] * len(site.shape)
     shape[site.channel_axis] = len(limits)
-    return limits.reshape(shape).astype(site.dtype)
+    return representable(site.tensor, limits.reshape(shape), site.dtype)
 
 
 def _run(
@@ -176,7 +183,7 @@ def _run(
     for done, values in forward(model, tensors, inputs, device=device):
         parts.append(values)
         progress("what clean inputs show", done, len(inputs))
-    return {tensor: np.concatenate([part[tensor] for part in parts]).astype(np.float64) for tensor in tensors}
+    return {tensor: np.concatenate([part[tensor] for part in parts]) for tensor in tensors}
 
 
 def _lost(logits: FloatArray, head: FloatArray) -> FloatArray:
@@ -204,16 +211,18 @@ def _fit(rows: FloatArray, lost: FloatArray, fill: FloatArray) -> Detector:
 
 
 def _profile(rows: FloatArray, fill: FloatArray) -> Detector:
-    center, scale = rows.mean(axis=0), np.maximum(rows.std(axis=0), _EPSILON)
+    center = rows.mean(axis=0)
+    scale = np.concatenate([_floored(std) for std in np.split(rows.std(axis=0), N_NUMBERS)])
     none = Standard(origin=0.0, spread=1.0)
     precision = shrunken_precision((rows - center) / scale)
     return Detector(center=center, scale=scale, precision=precision, profile=none, head=none, fill=fill)
 
 
 def _standard(scores: FloatArray) -> Standard:
-    """Return the median, and how far the upper tenth lies above it."""
-    origin, high = (float(q) for q in np.quantile(scores, (0.5, _QUANTILE)))
-    return Standard(origin=origin, spread=max(high - origin, _EPSILON))
+    """Return the median, and how far the upper tenth lies above it; the largest, or 1, where those are alike."""
+    origin, *higher = (float(q) for q in np.quantile(scores, (0.5, _QUANTILE, 1)))
+    spreads = (*(high - origin for high in higher), 1.0)
+    return Standard(origin=origin, spread=next(s for s in spreads if _ROUNDING < s < math.inf))
 
 
 def _fill(inputs: Rows, layout: Layout) -> FloatArray:

@@ -48,6 +48,7 @@ _FOR_PEOPLE = frozenset({FINDINGS, REPORT})
 _ALLOWED = _REQUIRED | _DETECTING | _FOR_PEOPLE
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _ATTEMPTS = 5
+_IMAGE_RANK = 4
 # What numpy and zipfile raise for bytes that are no npz file, or not quite.
 _NPZ_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, RuntimeError, MemoryError,
                OverflowError, zipfile.BadZipFile, zlib.error)  # fmt: skip
@@ -201,11 +202,22 @@ def _unpack_detector(contents: Mapping[str, bytes], manifest: Manifest) -> Detec
     if manifest.detector is None:
         return None
     try:
-        return unpack_detector(_arrays(contents[DETECTOR]), n_sites=len(manifest.detector["sites"]))
+        found = unpack_detector(_arrays(contents[DETECTOR]), n_sites=len(manifest.detector["sites"]))
+        if not _can_fill(found.fill, manifest):
+            raise ValueError(f"fill holds {len(found.fill)} channels, not those of the inputs")
     except _NPZ_ERRORS as error:
         raise BundleError(
             f"{DETECTOR} is not what a detector needs ({reprlib.repr(str(error))}); fit the bundle again"
         ) from error
+    return found
+
+
+def _can_fill(pixel: FloatArray, manifest: Manifest) -> bool:
+    """Say whether there is no pixel to hide places with, or it has as many channels as the images that go in."""
+    shape = manifest.inputs[0].shape
+    if len(manifest.inputs) > 1 or len(shape) != _IMAGE_RANK:
+        return not len(pixel)
+    return len(pixel) in (0, shape[1 if manifest.preprocessing["layout"] == "nchw" else 3] or len(pixel))
 
 
 def _arrays(content: bytes) -> Mapping[str, FloatArray]:

@@ -250,7 +250,7 @@ _EXPECTED: Mapping[str, tuple[Check, str]] = {
     "versions": (is_map(is_text), "an object of texts"),
     "seed": (is_count, "a whole number from 0"),
     "detector": (
-        lambda value: value is None or _is_detector(value),
+        lambda value: value is None or (_is_detector(value) and value["capped"].keys() == set(value["sites"])),
         "null, or an object with the texts profile and head, sites (a list), capped and capped_at (by site)",
     ),
 }

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.bundle import Bundle
+from guard.detector import N_NUMBERS
 from guard.errors import BundleError, ModelError
 from guard.manifest import Manifest
 from guard.model import Model, OrtModel
@@ -42,6 +43,8 @@ class ModelPair:
         if detector is None:
             return self._run(self._original, inputs)[0]
         answers, (profile, head) = self._run(self._original, inputs, [detector["profile"], detector["head"]])
+        _check_fit(detector["profile"], profile, (n_rows(inputs), N_NUMBERS * len(detector["sites"])))
+        _check_fit(detector["head"], head, (n_rows(inputs), self._manifest.n_classes))
         logits = self.logits_of(head) if self._manifest.logits is None else head.astype(np.float64)
         return replace(answers, observed=Observed(profile=profile, head=logits))
 
@@ -75,8 +78,7 @@ class ModelPair:
         names = [name] if logits in (None, name) else [name, str(logits)]
         found = cast("tuple[FloatArray, ...]", model.run(inputs, [*names, *more]))
         for tensor, values in zip(names, found, strict=False):
-            if problem := misfit(values, (n_rows(inputs), self._manifest.n_classes)):
-                raise ModelError(f"a model answers with {tensor} {problem}; fit the bundle again")
+            _check_fit(tensor, values, (n_rows(inputs), self._manifest.n_classes))
         raw = self.logits_of(found[0]) if len(names) == 1 else found[1].astype(np.float64)
         return Answers(outputs=found[0], logits=raw), found[len(names) :]
 
@@ -99,6 +101,11 @@ def misfit(values: NDArray[np.generic], expected: tuple[int, int]) -> str:
     if values.shape == expected and np.issubdtype(values.dtype, np.floating):
         return ""
     return f"{values.dtype} {values.shape}; expected floats {expected}"
+
+
+def _check_fit(tensor: str, values: FloatArray, expected: tuple[int, int]) -> None:
+    if problem := misfit(values, expected):
+        raise ModelError(f"a model answers with {tensor} {problem}; fit the bundle again")
 
 
 def _is_answer(values: FloatArray) -> BoolArray:
