@@ -168,6 +168,13 @@ def test_the_page_says_the_verdict_in_words(guard, value, box, line):
     assert page == render_explanation(guard.manifest, evidence, bright(value), name="<b>x").decode()
 
 
+def test_the_page_of_what_is_no_image_has_no_heat_map(guard):
+    images, other = guard, Guard.from_bundle(bundle(is_image=False), threads=1)
+    pages = [render_explanation(g.manifest, explain(g, bright(5.0)), bright(5.0), name="x") for g in (images, other)]
+    assert [b"Where in the image" in page for page in pages] == [True, False]
+    assert all(b"past its bound by" in page for page in pages)
+
+
 def test_evidence_that_is_no_number_is_drawn(guard):
     odd = replace(
         explain(guard, bright(5.0)), away=np.array([[np.nan], [np.inf], [-np.inf], [0.0]]), capped=np.array([np.inf]),
