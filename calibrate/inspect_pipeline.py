@@ -25,7 +25,7 @@ from calibrate.labels import agreement_of, labels_or_predicted
 from calibrate.sites import Progress
 from guard.errors import CalibrationError
 
-__all__ = ["DEPTHS", "LEAST_SAMPLES", "PUBLISHED", "InspectSettings", "Looks", "inspect_model"]
+__all__ = ["DEPTHS", "LEAST_SAMPLES", "PUBLISHED", "InspectSettings", "Looks", "inspect_model", "look_quickly"]
 
 DEPTHS: Mapping[Depth, tuple[str, ...]] = MappingProxyType({
     "quick": ("suspicion",),
@@ -127,6 +127,17 @@ def inspect_model(
         versions=versions(),
         seed=settings.seed,
     )
+
+
+def look_quickly(classifier: Classifier, problem: InspectionProblem) -> Mapping[str, object]:
+    """Return what graph and weights alone come to, as the depth quick judges them: what a manifest keeps of it."""
+    lint = lint_model(classifier.model, source=classifier.source, dropped=classifier.dropped)
+    judgement = judge(weigh(lint, _take("suspicion", {}, lambda: PUBLISHED.suspicion(problem))))
+    return {
+        "verdict": judgement.verdict,
+        "suspected_target_class": judgement.suspected_target_class,
+        "statements": [evidence.statement for evidence in judgement.evidence],
+    }
 
 
 def _load(data: str | Path, classifier: Classifier, settings: InspectSettings, progress: Progress) -> Samples:

@@ -17,6 +17,7 @@ from calibrate.fit_checks import check_classes, check_preprocessing, check_setti
 from calibrate.forward import batches, provider_of
 from calibrate.gradients import NoGradientError
 from calibrate.graph import Classifier, read_classifier, survey_sites
+from calibrate.inspect_pipeline import look_quickly
 from calibrate.inspection.mesa import MesaFindings
 from calibrate.inspection.problem import InspectionProblem
 from calibrate.inspection.trigger_pictures import trigger_png
@@ -85,6 +86,7 @@ def fit_bundle(
     split = split_samples(_load(data, classifier, settings, progress), fractions=PARTS, seed=settings.seed)
     problem = _problem(classifier, sites, split.bounds, settings, progress)
     recovered = _recover(problem, settings, recover)
+    look = look_quickly(classifier, InspectionProblem.of(problem))
     bounds = _learn(methods[settings.method], problem)
     draft = draft_bundle(classifier, sites, bounds, split, settings, progress)
     fitted = _with_thresholds(draft, split, settings, progress)
@@ -96,7 +98,7 @@ def fit_bundle(
         estimation=estimation,
         triggers=_picture(estimation),
     )
-    return _save(fitted, bundle, findings), findings
+    return _save(fitted, bundle, findings, look), findings
 
 
 def evaluate_bundle(guard: Guard, clean: Samples, triggered: Samples | None, progress: Progress) -> Evaluation:
@@ -231,9 +233,10 @@ def _find(fitted: Bundle, held_out: Samples, settings: FitSettings, progress: Pr
     )
 
 
-def _save(fitted: Bundle, place: str | Path, findings: Findings) -> Manifest:
+def _save(fitted: Bundle, place: str | Path, findings: Findings, look: Mapping[str, object]) -> Manifest:
     """Write the bundle with what was found; return its manifest."""
-    manifest = replace(fitted.manifest, calibration={**fitted.manifest.calibration, **findings.measured()})
+    known = {**fitted.manifest.calibration, **findings.measured(), "look": look}
+    manifest = replace(fitted.manifest, calibration=known)
     contents = {
         ORIGINAL: fitted.original,
         BOUNDED: fitted.bounded,

@@ -32,6 +32,11 @@ _NO_EVIDENCE = (
     "<p><b>This page is no verdict on the model.</b> It says how the guard behaves on clean inputs. Nothing here is"
     " evidence that the model holds a backdoor, and nothing shows that it holds none: {found}</p>"
 )
+_LOOK = (
+    "<p><b>A quick look at the model itself: {verdict}.</b> It covers the graph and the weights: {statements}. Nothing"
+    " found proves nothing; <code>guard-calibrate inspect</code> looks deeper. The rest of this page says how the guard"
+    " behaves on clean inputs.</p>"
+)
 _TWO_SCORES = (
     "<p>The score is the larger of two. The <i>profile</i> is high where activations are larger, or more unusual on"
     " average, than clean inputs make them; the <i>head</i> is high where the answer falls once the last activation is"
@@ -55,7 +60,7 @@ def render_report(manifest: Manifest, findings: Findings) -> bytes:
         _summary(manifest, findings),
         facts(fact_rows(manifest, findings)),
         _WHAT,
-        _NO_EVIDENCE.format(found=_what_was_looked_for(findings)),
+        _about_the_model(manifest, findings),
         *_trust(manifest, findings),
         *_model(manifest),
         *_accuracy(findings),
@@ -79,6 +84,15 @@ def _summary(manifest: Manifest, findings: Findings) -> str:
         f"<p class='warning'>{len(failed)} of {len(checks)} checks of this report failed: {named}"
         " <a href='#trust'>See why</a>.</p>"
     )
+
+
+def _about_the_model(manifest: Manifest, findings: Findings) -> str:
+    look = manifest.calibration.get("look")
+    if look is None:
+        return _NO_EVIDENCE.format(found=_what_was_looked_for(findings))
+    towards = look["suspected_target_class"]
+    verdict = look["verdict"] + ("" if towards is None else f", towards class {towards}")
+    return _LOOK.format(verdict=html.escape(verdict), statements=html.escape("; ".join(look["statements"])))
 
 
 def _what_was_looked_for(findings: Findings) -> str:

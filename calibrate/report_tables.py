@@ -16,7 +16,7 @@ from guard.types import BoolArray
 __all__ = ["accuracy_rows", "class_rows", "estimate_rows", "fact_rows", "model_rows", "settings_rows", "share",
            "site_rows", "threshold_rows"]  # fmt: skip
 
-_ESTIMATED = "estimated_tpr"
+_ESTIMATED, _LOOK = "estimated_tpr", "look"
 _MANY = 60  # characters of a tensor's name
 
 
@@ -129,7 +129,7 @@ def settings_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "method", str(manifest.method["name"])
     for values in (manifest.method["settings"], manifest.calibration, manifest.preprocessing):
         for key, value in sorted(values.items()):
-            if key != _ESTIMATED:  # has a table of its own
+            if key not in (_ESTIMATED, _LOOK):  # these have places of their own
                 yield key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)
     yield "seed", str(manifest.seed)
     yield from ((f"{name}, version", version) for name, version in sorted(manifest.versions.items()))

@@ -215,3 +215,10 @@ def test_an_altered_bundle_is_not_evaluated(digits_bundle, tmp_path):
     with pytest.raises(BundleError, match=REPORT):
         Guard.load(bundle)
     assert (bundle / MANIFEST).read_bytes() == manifest
+
+
+def test_a_fit_says_what_graph_and_weights_came_to(digits_bundle):
+    look = load_bundle(digits_bundle).manifest.calibration["look"]
+    assert look["verdict"] in ("backdoor suspected", "grey: look closer", "no evidence found")
+    assert any("graph" in statement for statement in look["statements"])
+    assert f"A quick look at the model itself: {look['verdict']}" in (digits_bundle / "report.html").read_text()
