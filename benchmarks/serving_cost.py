@@ -37,7 +37,7 @@ def measure(out: Path) -> Iterator[str]:
     bundle = _bundle(out)
     plain = OrtModel((bundle / ORIGINAL).read_bytes(), label="plain")
     guard = Guard.load(bundle)
-    yield "ResNet-18, width 64, 32 x 32; both models run for every row; medians within one run.\n"
+    yield "ResNet-18, width 64, 32 x 32, fitted as by default; inputs as those calibrated on; medians within one run.\n"
     yield "| batch | plain, ms | guarded, ms | ratio |"
     yield "|---|---|---|---|"
     for n, rounds in BATCHES.items():
