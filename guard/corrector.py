@@ -24,6 +24,7 @@ from guard.types import Answers, BoolArray, FloatArray, Inputs, IntArray
 
 __all__ = ["Corrector"]
 
+_MAX_ROWS = 16  # corrected at a time: what the bounded model shows of its activations is large
 _SHARES = (0.1875, 0.3125, 0.4375)  # sides of the squares hidden in turn, of the image's shorter side
 
 
@@ -56,19 +57,21 @@ class Corrector:
         """
         outputs, logits = original.outputs.copy(), original.logits.copy()
         rows = np.flatnonzero(corrected)
-        if not len(rows):
-            return original
-        bounded, maps = self._pair.run_bounded_with(_taken(inputs, rows), self._maps)
-        outputs[rows], logits[rows] = bounded.outputs, bounded.logits
-        if maps and flagged.any():
-            suspects = _Suspects(
-                rows=np.flatnonzero(flagged),
-                places=strongest_place(excess_map(maps))[flagged[rows]],
-                ruled_out=predicted_class(original.outputs[flagged]),
-            )
-            for some, answers in self._hidden(inputs, suspects):
-                outputs[some], logits[some] = answers.outputs, answers.logits
+        for start in range(0, len(rows), _MAX_ROWS):
+            some = rows[start : start + _MAX_ROWS]
+            for answered, answers in self._answer(inputs, some, flagged[some], predicted_class(original.outputs[some])):
+                outputs[answered], logits[answered] = answers.outputs, answers.logits
         return Answers(outputs=outputs, logits=logits)
+
+    def _answer(
+        self, inputs: Inputs, rows: IntArray, flagged: BoolArray, ruled_out: IntArray
+    ) -> Iterator[tuple[IntArray, Answers]]:
+        """Yield all rows (n,) with the bounded model's answers, then of those flagged the ones better answered."""
+        bounded, maps = self._pair.run_bounded_with(each(lambda array: array[rows], inputs), self._maps)
+        yield rows, bounded
+        if maps and flagged.any():
+            places = strongest_place(excess_map(maps))[flagged]
+            yield from self._hidden(inputs, _Suspects(rows=rows[flagged], places=places, ruled_out=ruled_out[flagged]))
 
     def _hidden(self, inputs: Inputs, suspects: "_Suspects") -> Iterator[tuple[IntArray, Answers]]:
         """Yield rows that are believed with a place hidden, and their answers; the least place first."""
@@ -96,7 +99,3 @@ class _Suspects:
 
     def only(self, kept: BoolArray) -> "_Suspects":
         return _Suspects(**{f.name: getattr(self, f.name)[kept] for f in fields(self)})
-
-
-def _taken(inputs: Inputs, rows: IntArray) -> Inputs:
-    return each(lambda array: array[rows], inputs)

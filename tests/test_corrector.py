@@ -95,8 +95,17 @@ def test_the_bounded_model_is_given_only_what_is_corrected_and_the_original_agai
 def test_a_bounded_model_that_fails_lets_nothing_through():
     guard, _, bounded = watched(fails=True)
     with pytest.raises(ModelError, match="the bounded model failed"):
-        guard(with_pixel(CLEAN, 2, 2))
-    assert bounded.rows == [len(CLEAN)]
+        guard(with_pixel(CLEAN[:9], 2, 2))
+    assert bounded.rows == [9]
+
+
+def test_many_corrections_are_made_a_few_at_a_time(guard):
+    watching, _, bounded = watched()
+    triggered = with_pixel(CLEAN, 2, 2)
+    verdict = watching(triggered)
+    assert sum(bounded.rows) == len(CLEAN) > max(bounded.rows)
+    alone = np.concatenate([guard(triggered[i : i + 1]).corrected_class for i in range(len(triggered))])
+    np.testing.assert_array_equal(verdict.corrected_class, alone)
 
 
 def test_rows_between_both_thresholds_get_the_bounded_answer_as_it_is(guard):
