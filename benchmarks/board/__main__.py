@@ -91,8 +91,8 @@ def _head(page: Path) -> list[str]:
         "scores are measured on clean and triggered images of the test tar, of the latter those that the attack takes",
         "to its target. `few-shot` is the two-pass divergence with our bounds; it, `auto, 200` and the baselines see",
         "200 clean images in all. Thresholds are drawn 100 times from the clean test images. Bold misses: AUROC below",
-        ".97, TPR below .75; an empty cell was not measured (TeCo takes minutes per model, `mmdf`, which learns MMAC's",
-        "bounds as published, an hour). RA: triggered images answered with their true class. DER as BackdoorBench has it.",
+        ".97, TPR below .75; an empty cell was not measured (TeCo takes minutes per model; `mmdf`, which learns MMAC's",
+        "bounds as published, an hour). RA: triggered images answered with their true class. DER is BackdoorBench's.",
         "",
         *pictures,
     ]

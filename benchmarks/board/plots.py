@@ -37,7 +37,7 @@ def _roc(board: Board, attacks: Sequence[str], contenders: Sequence[str]) -> Fig
     columns = min(4, len(attacks))
     rows = -(-len(attacks) // columns)
     figure = Figure(figsize=(3.1 * columns, 2.5 * rows + 0.6), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, attack in zip(panels, attacks, strict=False):
         for name, colour in zip(contenders, _COLOURS, strict=False):
             if (cell := board[attack].get(name)) is not None and len(cell.triggered_scores):
@@ -46,8 +46,10 @@ def _roc(board: Board, attacks: Sequence[str], contenders: Sequence[str]) -> Fig
         axes.title.set_fontsize(9)
     for axes in panels[len(attacks) :]:
         axes.set_axis_off()
-    figure.supxlabel("false-positive rate", fontsize=9)
-    figure.supylabel("true-positive rate", fontsize=9)
+    for axes in panels[max(0, len(attacks) - columns) : len(attacks)]:
+        axes.set_xlabel("false-positive rate", fontsize=8)
+    for axes in panels[::columns]:
+        axes.set_ylabel("true-positive rate", fontsize=8)
     handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure
