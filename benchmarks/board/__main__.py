@@ -87,7 +87,7 @@ def _head(page: Path) -> list[str]:
         "",
         "Each model of the [zoo](attacks/README.md) against each [baseline](baselines/README.md) and the guard as",
         "`guard-calibrate fit` makes it with no option but the number of clean images (and, with 50 of them, the rate",
-        "that 28 threshold images can promise, 4 %). One seed. Clean images to fit on come from the calibration tar;",
+        "that 25 threshold images can promise, 4 %). One seed. Clean images to fit on come from the calibration tar;",
         "scores are measured on clean and triggered images of the test tar, of the latter those that the attack takes",
         "to its target. `few-shot` is the two-pass divergence with our bounds; it, `auto, 200` and the baselines see",
         "200 clean images in all. Thresholds are drawn 100 times from the clean test images. Bold misses: AUROC below",

@@ -36,7 +36,7 @@ def _found(board: Mapping[str, Mapping[str, Cell]], attacks: Sequence[str]) -> I
         areas = list(map(area, small))
         yield "200 images: mean AUROC >= .995", mean(areas), 0.995, 4
         yield "200 images: worst AUROC >= .97", min(areas), 0.97, 4
-        tprs = [rates(c, "rank", 110, target=0.01).tpr for c in small]
+        tprs = [rates(c, "rank", 100, target=0.01).tpr for c in small]
         yield "200 images, 1 % marginal: mean TPR >= .95", mean(tprs), 0.95, 3
         yield "200 images, 1 % marginal: worst TPR >= .75", min(tprs), 0.75, 3
     if few:
@@ -44,7 +44,7 @@ def _found(board: Mapping[str, Mapping[str, Cell]], attacks: Sequence[str]) -> I
         yield "5 images per class: mean AUROC >= .98", mean(areas), 0.98, 4
         yield "5 images per class: worst AUROC >= .93", min(areas), 0.93, 4
     if large:
-        certified = [rates(c, "certified", 1100, target=0.01) for c in large]
+        certified = [rates(c, "certified", 1000, target=0.01) for c in large]
         yield "2000 images, 1 % certified: mean TPR >= .97", mean(r.tpr for r in certified), 0.97, 3
         yield "2000 images, 1 % certified: worst TPR >= .80", min(r.tpr for r in certified), 0.80, 3
         yield "2000 images: fewest splits of 100 within the rate >= .95", min(r.kept for r in certified), 0.95, 2

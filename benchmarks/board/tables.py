@@ -13,7 +13,7 @@ Board = Mapping[str, Mapping[str, Cell]]
 """Cells by the entry's name and the contender's."""
 
 _LEAST_AUROC, _LEAST_TPR = 0.97, 0.75
-_CERTIFIED = ((0.05, 1100), (0.01, 1100), (0.001, 3000))
+_CERTIFIED = ((0.05, 1000), (0.01, 1000), (0.001, 3000))
 _ATTACKED = ("asr", "guarded_asr", "robust_accuracy")
 _LARGE = "auto, 2000"
 
