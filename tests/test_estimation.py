@@ -142,7 +142,7 @@ def test_a_shown_bundle_tells_its_estimates(fitted, paths, capfd):
         (("--target-class", "0"), "--target-class is for --estimate-tpr"),
         (("--triggers", "t.npz"), "--triggers is for --estimate-tpr"),
         (("--estimate-tpr", "--target-class", "10"), "the classes are 0 to 9"),
-        (("--estimate-tpr", "--target-class", "0", "--limit", "1600"), "takes 1665 in all"),
+        (("--estimate-tpr", "--target-class", "0", "--limit", "1200"), "takes 1249 in all"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(paths, capfd, options, part):

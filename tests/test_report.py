@@ -68,7 +68,7 @@ def test_the_page_of_a_fit_says_what_the_model_is_and_how_the_guard_did(digits_b
     text = (digits_bundle / REPORT).read_text()
     for part in ("Guard of digits", "SHA-256", "float32 (?, 1, 8, 8)", "Can you trust this report?", "Class by class"):
         assert part in text
-    assert "at most 5 % of clean inputs, on average over draws of the 385 samples" in text
+    assert "at most 5 % of clean inputs, on average over draws of the 350 samples" in text
     assert text.count("<svg") == text.count("</svg>") == 2  # one picture, for two widths
 
 

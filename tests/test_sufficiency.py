@@ -66,20 +66,20 @@ def test_the_method_is_changed_only_where_it_must_be():
 
 
 def test_a_drop_that_is_to_be_shown_smaller_takes_more_samples():
-    assert "takes 327 in the bounds set" in _message(900, method="sigma", max_accuracy_drop=0.005)
-    check_enough(180, FitSettings(preprocessing=Preprocessing(), method="sigma"))
+    assert "takes 327 in the bounds set" in _message(800, method="sigma", max_accuracy_drop=0.005)
+    check_enough(198, FitSettings(preprocessing=Preprocessing(), method="sigma"))
 
 
 def test_samples_too_few_to_estimate_from_are_enough_without_the_estimate():
-    message = _message(1664, estimate_tpr=True)
-    assert "--estimate-tpr takes 500 in the bounds set, 30% of them, so it takes 1665 in all and 1 are" in message
+    message = _message(1248, estimate_tpr=True)
+    assert "--estimate-tpr takes 500 in the bounds set, 40% of them, so it takes 1249 in all and 1 are" in message
     assert message.endswith("or use these without --estimate-tpr")
-    check_enough(1665, FitSettings(preprocessing=Preprocessing(), estimate_tpr=True))
+    check_enough(1249, FitSettings(preprocessing=Preprocessing(), estimate_tpr=True))
 
 
 def test_too_few_for_both_are_told_both():
     assert _message(100, estimate_tpr=True, max_accuracy_drop=0.1).endswith(
-        "use these with --target-fpr 0.018 and without --estimate-tpr"
+        "use these with --target-fpr 0.02 and without --estimate-tpr"
     )
 
 
