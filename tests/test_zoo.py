@@ -20,10 +20,10 @@ LEAST = {
     "all2all": {"auroc": 0.99, "tpr": 0.95, "guarded_robust_accuracy": 0.75},
 }
 MOST = {
-    "badnets": {"guarded_attack_success_rate": 0.03, "clean_accuracy_lost": 0.015},
-    "blend": {"guarded_attack_success_rate": 0.05, "clean_accuracy_lost": 0.015},
-    "wanet": {"guarded_attack_success_rate": 0.05, "clean_accuracy_lost": 0.015},
-    "all2all": {"guarded_attack_success_rate": 0.05, "clean_accuracy_lost": 0.015},
+    "badnets": {"guarded_attack_success_rate": 0.03, "clean_accuracy_lost": 0.01},
+    "blend": {"guarded_attack_success_rate": 0.05, "clean_accuracy_lost": 0.01},
+    "wanet": {"guarded_attack_success_rate": 0.05, "clean_accuracy_lost": 0.01},
+    "all2all": {"guarded_attack_success_rate": 0.05, "clean_accuracy_lost": 0.012},
 }
 pytestmark = pytest.mark.skipif(not (SHARED / "zoo").is_dir(), reason=f"no backdoored models in {SHARED / 'zoo'}")
 
@@ -34,12 +34,14 @@ def test_a_real_backdoor_is_flagged_and_corrected(model, tmp_path):
     bundle, figures = str(tmp_path / "bundle"), tmp_path / "figures.json"
     calibration, test = (str(SHARED / "data" / f"cifar10-{part}.tar") for part in ("calibration", "test"))
     triggered = str(source.with_name(f"{source.stem}-triggered.npz"))
-    assert main(["fit", str(source), "--data", calibration, "--limit", "2000", "--bundle", bundle]) == 0
+    # The rate of one threshold by rank strays by .3 points; a certified one keeps what is asserted here.
+    options = ["--limit", "2000", "--rule", "certified"]
+    assert main(["fit", str(source), "--data", calibration, "--bundle", bundle, *options]) == 0
     arguments = ["--clean", test, "--triggered", triggered, "--json", str(figures)]
     assert main(["evaluate", bundle, *arguments]) == 0
     found = json.loads(figures.read_text())
     assert {key: found[key] for key, least in LEAST[model].items() if found[key] < least} == {}
-    assert found["measured_fpr"] <= 0.02  # the rate of one threshold from 1000 samples strays by .3 points
+    assert found["measured_fpr"] <= 0.015
     assert found["original_attack_success_rate"] > 0.7
     found["clean_accuracy_lost"] = found["original_clean_accuracy"] - found["guarded_clean_accuracy"]
     assert {key: found[key] for key, most in MOST[model].items() if found[key] > most} == {}
