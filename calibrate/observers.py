@@ -173,9 +173,7 @@ def _unbounded(writer: GraphWriter, site: Site) -> str:
 
 def _shaped(values: FloatArray, site: Site) -> FloatArray:
     """Return float32 per channel: a standard deviation may be less, or its inverse more, than float16 can hold."""
-    shape = [1] * len(site.shape)
-    shape[site.channel_axis] = len(values)
-    return representable(site.tensor, values.reshape(shape), "float32")
+    return representable(site.tensor, site.per_channel(values), "float32")
 
 
 def _head(writer: GraphWriter, model: onnx.ModelProto, logits: str, last: Mapping[str, FloatArray]) -> str:

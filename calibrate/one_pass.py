@@ -20,10 +20,10 @@ from calibrate.observers import MeanStd, Standards, show_excess, show_profile_an
 from calibrate.preprocessing import Layout, input_channel_axis
 from calibrate.sites import ActivationBounds, Progress, Rows, RowsInMemory, Site
 from calibrate.statistics import Moments, observe
-from guard.detector import N_NUMBERS, Detector, Standard, profile_distance
+from guard.detector import N_NUMBERS, Detector, Standard, head_run, profile_distance
 from guard.errors import CalibrationError
 from guard.scores import logits_from_probabilities, relative_divergence
-from guard.types import Answers, FloatArray, ModelRun
+from guard.types import Answers, FloatArray, Observed
 
 __all__ = ["OnePass", "fit_one_pass", "shrunken_precision"]
 
@@ -92,10 +92,12 @@ def fit_one_pass(
         logits_from_probabilities(seen[t]) if is_probability and not classifier.ends_in_softmax
         else seen[t].astype(np.float64) for t in (classifier.logits, names["head"])
     )  # fmt: skip
+    profile = seen[names["profile"]].astype(np.float64)
+    answers = Answers(outputs=logits, logits=logits, observed=Observed(profile=profile, head=head_logits))
     return OnePass(
         observed=observed,
         bounded=check_edited(bounded),
-        detector=_fit(seen[names["profile"]].astype(np.float64), _lost(logits, head_logits), _fill(inputs, layout)),
+        detector=_fit(profile, relative_divergence(head_run(answers)), _fill(inputs, layout)),
         outputs={**names, "sites": [site.tensor for site in shown], "capped": capped, "capped_at": capped_at},
     )
 
@@ -171,9 +173,7 @@ def _bound(classifier: Classifier, site: Site, inputs: Rows, device: str) -> Flo
         moved = np.moveaxis(values[site.tensor], site.channel_axis, 1)
         parts.append(moved.reshape(*moved.shape[:2], -1).max(axis=2))
     limits = robust_limits(np.concatenate(parts).astype(np.float64), _HEAD_ROOM)
-    shape = [1] * len(site.shape)
-    shape[site.channel_axis] = len(limits)
-    return representable(site.tensor, limits.reshape(shape), site.dtype)
+    return representable(site.tensor, site.per_channel(limits), site.dtype)
 
 
 def _run(
@@ -184,13 +184,6 @@ def _run(
         parts.append(values)
         progress("what clean inputs show", done, len(inputs))
     return {tensor: np.concatenate([part[tensor] for part in parts]) for tensor in tensors}
-
-
-def _lost(logits: FloatArray, head: FloatArray) -> FloatArray:
-    """Return (n,) the relative divergence of the head."""
-    return relative_divergence(
-        ModelRun(original=Answers(outputs=logits, logits=logits), bounded=Answers(outputs=head, logits=head))
-    )
 
 
 def _fit(rows: FloatArray, lost: FloatArray, fill: FloatArray) -> Detector:

@@ -90,14 +90,8 @@ def fit_bundle(
     bounds = _learn(methods[settings.method], problem)
     draft = draft_bundle(classifier, sites, bounds, split, settings, progress)
     fitted = _with_thresholds(draft, split, settings, progress)
-    estimation = _estimate(fitted, recovered, split.held_out, settings, progress)
-    findings = replace(
-        _find(fitted, split.held_out, settings, progress),
-        dropped_outputs=classifier.dropped,
-        unranked=unranked,
-        estimation=estimation,
-        triggers=_picture(estimation),
-    )
+    found = _find(fitted, recovered, split.held_out, settings, progress)
+    findings = replace(found, dropped_outputs=classifier.dropped, unranked=unranked)
     return _save(fitted, bundle, findings, look), findings
 
 
@@ -221,8 +215,11 @@ def _open(bundle: Bundle, settings: FitSettings) -> Guard:
     return Guard.from_bundle(bundle, provider=provider_of(settings.device))
 
 
-def _find(fitted: Bundle, held_out: Samples, settings: FitSettings, progress: Progress) -> Findings:
-    """Measure the fitted guard on the held-out set."""
+def _find(
+    fitted: Bundle, recovered: MesaFindings | None, held_out: Samples, settings: FitSettings, progress: Progress
+) -> Findings:
+    """Measure the fitted guard on the held-out set, and on recovered triggers where that is asked for."""
+    estimation = _estimate(fitted, recovered, held_out, settings, progress)
     answered = answer(_open(fitted, settings), held_out, progress, stage="measuring the held-out set")
     return Findings(
         answered=answered,
@@ -230,6 +227,8 @@ def _find(fitted: Bundle, held_out: Samples, settings: FitSettings, progress: Pr
         clean_scores=fitted.clean_scores,
         seen=see(fitted, held_out, provider=provider_of(settings.device), progress=progress),
         skipped=held_out.skipped,
+        estimation=estimation,
+        triggers=_picture(estimation),
     )
 
 

@@ -59,6 +59,12 @@ class Site:
     channel_axis: int
     dtype: str = "float32"
 
+    def per_channel(self, values: FloatArray) -> FloatArray:
+        """Return values (K,) shaped to broadcast against the activation, such as (1, K, 1, 1)."""
+        shape = [1] * len(self.shape)
+        shape[self.channel_axis] = len(values)
+        return values.reshape(shape)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationBounds:

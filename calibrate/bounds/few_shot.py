@@ -155,9 +155,7 @@ def _strictest(kappa: FloatArray, settings: FewShotSettings) -> BoolArray:
 
 
 def _shaped(site: Site, limits: FloatArray) -> FloatArray:
-    shape = [1] * len(site.shape)
-    shape[site.channel_axis] = len(limits)
-    return limits.reshape(shape).astype(np.float32)
+    return site.per_channel(limits).astype(np.float32)
 
 
 def _right(problem: BoundsProblem, bounds: ActivationBounds | None) -> float:
