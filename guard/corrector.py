@@ -2,15 +2,18 @@
 
 A trigger that sits in one place is best taken away rather than outvoted: where the bounds bite hardest is where it is.
 With that place hidden the original itself is asked again, and believed if it names another class than before and
-nothing suspicious is left. A trigger that is everywhere leaves the input suspicious; then the bounded model answers,
-with the first class ruled out (MMDF, Wang et al., arXiv 2308.04617). Hiding is ours; Februus (Doan et al., ACSAC 2020)
-cuts triggers out by gradients and paints the gap with a generator.
+nothing suspicious is left. A trigger that is everywhere leaves the input suspicious; then the bounded model answers, on
+the mean over a few other views of the image, which weaken what is left of the trigger; the first class is ruled out
+(MMDF, Wang et al., arXiv 2308.04617). Hiding and views are ours; Februus (Doan et al., ACSAC 2020) cuts triggers out by
+gradients and paints the gap with a generator.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guard.bundle import Bundle
 from guard.conformal import exceeds
@@ -21,6 +24,7 @@ from guard.places import excess_map, hide, strongest_place
 from guard.rows import each
 from guard.scores import predicted_class
 from guard.types import Answers, BoolArray, FloatArray, Inputs, IntArray
+from guard.views import views
 
 __all__ = ["Corrector"]
 
@@ -41,6 +45,7 @@ class Corrector:
         self._manifest = bundle.manifest
         self._detector = detector
         self._pair = pair
+        self._image, self._layout = self._manifest.inputs[0].name, self._manifest.preprocessing["layout"]
         self._maps = list((bundle.manifest.detector or {})["capped_at"].values()) if len(detector.fill) else []
 
     def __call__(self, inputs: Inputs, original: Answers, *, flagged: BoolArray, corrected: BoolArray) -> Answers:
@@ -70,29 +75,37 @@ class Corrector:
         bounded, maps = self._pair.run_bounded_with(each(lambda array: array[rows], inputs), self._maps)
         yield rows, bounded
         if maps and flagged.any():
+            images = check_inputs(inputs, self._manifest.inputs)[self._image][rows[flagged]]
             places = strongest_place(excess_map(maps))[flagged]
-            yield from self._hidden(inputs, _Suspects(rows=rows[flagged], places=places, ruled_out=ruled_out[flagged]))
+            suspects = _Suspects(images=images, rows=rows[flagged], places=places, ruled_out=ruled_out[flagged])
+            yield from self._hidden(suspects)
 
-    def _hidden(self, inputs: Inputs, suspects: "_Suspects") -> Iterator[tuple[IntArray, Answers]]:
-        """Yield rows that are believed with a place hidden, and their answers; the least place first."""
-        spec = self._manifest.inputs[0]
-        images = check_inputs(inputs, self._manifest.inputs)[spec.name]
-        layout = self._manifest.preprocessing["layout"]
+    def _hidden(self, suspects: "_Suspects") -> Iterator[tuple[IntArray, Answers]]:
+        """Yield rows that are believed with a place hidden, the least place first; then the others' mean over views."""
         for share in _SHARES:
             if not len(suspects.rows):
                 return
-            hidden = hide(images[suspects.rows], suspects.places, share=share, fill=self._detector.fill, layout=layout)
-            answers = self._pair.run_original({spec.name: hidden})
+            hidden = hide(suspects.images, suspects.places, share=share, fill=self._detector.fill, layout=self._layout)
+            answers = self._pair.run_original({self._image: hidden})
             doubted = exceeds(one_pass_scores(answers, self._detector), self._manifest.thresholds["correct"])
             doubted |= predicted_class(answers.outputs) == suspects.ruled_out
             yield suspects.rows[~doubted], Answers(outputs=answers.outputs[~doubted], logits=answers.logits[~doubted])
             suspects = suspects.only(doubted)
+        if len(suspects.rows):
+            yield suspects.rows, self._seen_otherwise(suspects.images)
+
+    def _seen_otherwise(self, images: NDArray[Any]) -> Answers:
+        """Return the bounded model's answers, each the mean over an image's views."""
+        seen = [self._pair.run_bounded({self._image: view}) for view in views(images, self._layout)]
+        outputs, logits = (np.mean([getattr(answers, of) for answers in seen], axis=0) for of in ("outputs", "logits"))
+        return Answers(outputs=outputs, logits=logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Suspects:
-    """Flagged rows (n,) of a batch, their places (n, 2), and the classes (n,) they may not keep."""
+    """Images (n, ...) that were flagged, their rows (n,) of a batch, places (n, 2), and classes (n,) not to keep."""
 
+    images: NDArray[Any]
     rows: IntArray
     places: FloatArray
     ruled_out: IntArray

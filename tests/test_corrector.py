@@ -13,6 +13,7 @@ from guard.errors import ModelError
 from guard.model import OrtModel
 from guard.pair import open_models
 from guard.types import Threshold
+from guard.views import views
 
 CLEAN, LABELS = images(40, seed=7)
 POOL = np.concatenate([CLEAN, *(with_pixel(CLEAN[:8], *at) for at in [(0, 0), (3, 4), (7, 2)]), everywhere(CLEAN[:8])])
@@ -62,9 +63,10 @@ def test_a_pixel_that_is_the_trigger_is_hidden_and_the_image_answered_as_what_it
     assert (verdict.outputs[:, TARGET] == verdict.outputs.min(axis=1)).all()
 
 
-def test_a_trigger_everywhere_is_left_to_the_bounded_model_with_the_class_ruled_out(guard):
+def test_a_trigger_everywhere_is_left_to_the_bounded_model_on_other_views_with_the_class_ruled_out(guard):
     triggered = everywhere(CLEAN)
-    verdict, bounded = guard(triggered), guard.run_bounded(triggered).outputs
+    verdict = guard(triggered)
+    bounded = np.mean([guard.run_bounded(view).outputs for view in views(triggered, "nchw")], axis=0)
     assert verdict.flagged.all()
     np.testing.assert_array_equal(verdict.outputs[:, [LEFT, RIGHT]], bounded[:, [LEFT, RIGHT]])
     assert (verdict.outputs[:, TARGET] <= bounded.min(axis=1)).all()
@@ -103,7 +105,7 @@ def test_many_corrections_are_made_a_few_at_a_time(guard):
     watching, _, bounded = watched()
     triggered = with_pixel(CLEAN, 2, 2)
     verdict = watching(triggered)
-    assert sum(bounded.rows) == len(CLEAN) > max(bounded.rows)
+    assert sum(bounded.rows) >= len(CLEAN) > 16 == max(bounded.rows)
     alone = np.concatenate([guard(triggered[i : i + 1]).corrected_class for i in range(len(triggered))])
     np.testing.assert_array_equal(verdict.corrected_class, alone)
 
