@@ -3,9 +3,9 @@
 A trigger that sits in one place is best taken away rather than outvoted: where the bounds bite hardest is where it is.
 With that place hidden the original itself is asked again, and believed if it names another class than before and
 nothing suspicious is left. A trigger that is everywhere leaves the input suspicious; then the bounded model answers, on
-the mean over a few other views of the image, which weaken what is left of the trigger; the first class is ruled out
-(MMDF, Wang et al., arXiv 2308.04617). Hiding and views are ours; Februus (Doan et al., ACSAC 2020) cuts triggers out by
-gradients and paints the gap with a generator.
+the mean over the image and two other views of it, which weaken what is left of the trigger. The first class is ruled
+out (MMDF, Wang et al., arXiv 2308.04617). Hiding and views are ours; Februus (Doan et al., ACSAC 2020) cuts triggers
+out by gradients and paints the gap with a generator.
 """
 
 from collections.abc import Iterator
@@ -76,8 +76,14 @@ class Corrector:
         yield rows, bounded
         if maps and flagged.any():
             images = check_inputs(inputs, self._manifest.inputs)[self._image][rows[flagged]]
-            places = strongest_place(excess_map(maps))[flagged]
-            suspects = _Suspects(images=images, rows=rows[flagged], places=places, ruled_out=ruled_out[flagged])
+            suspects = _Suspects(
+                images=images,
+                rows=rows[flagged],
+                places=strongest_place(excess_map(maps))[flagged],
+                ruled_out=ruled_out[flagged],
+                outputs=bounded.outputs[flagged],
+                logits=bounded.logits[flagged],
+            )
             yield from self._hidden(suspects)
 
     def _hidden(self, suspects: "_Suspects") -> Iterator[tuple[IntArray, Answers]]:
@@ -92,23 +98,35 @@ class Corrector:
             yield suspects.rows[~doubted], Answers(outputs=answers.outputs[~doubted], logits=answers.logits[~doubted])
             suspects = suspects.only(doubted)
         if len(suspects.rows):
-            yield suspects.rows, self._seen_otherwise(suspects.images)
+            yield suspects.rows, self._seen_otherwise(suspects)
 
-    def _seen_otherwise(self, images: NDArray[Any]) -> Answers:
-        """Return the bounded model's answers, each the mean over an image's views."""
-        seen = [self._pair.run_bounded({self._image: view}) for view in views(images, self._layout)]
-        outputs, logits = (np.mean([getattr(answers, of) for answers in seen], axis=0) for of in ("outputs", "logits"))
+    def _seen_otherwise(self, suspects: "_Suspects") -> Answers:
+        """Return the bounded model's answers, each the mean over the image and its views."""
+        seen = [self._pair.run_bounded({self._image: view}) for view in views(suspects.images, self._layout)]
+        outputs = np.mean([suspects.outputs, *(answers.outputs for answers in seen)], axis=0)
+        logits = np.mean([suspects.logits, *(answers.logits for answers in seen)], axis=0)
         return Answers(outputs=outputs, logits=logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Suspects:
-    """Images (n, ...) that were flagged, their rows (n,) of a batch, places (n, 2), and classes (n,) not to keep."""
+    """Flagged images (n, ...) and what is known of them.
+
+    Args:
+        images: As the model takes them.
+        rows: (n,) of the batch.
+        places: (n, 2) where the bounds bite hardest.
+        ruled_out: (n,) the classes that they may not keep.
+        outputs: (n, C) the bounded model's.
+        logits: (n, C) the bounded model's.
+    """
 
     images: NDArray[Any]
     rows: IntArray
     places: FloatArray
     ruled_out: IntArray
+    outputs: FloatArray
+    logits: FloatArray
 
     def only(self, kept: BoolArray) -> "_Suspects":
         return _Suspects(**{f.name: getattr(self, f.name)[kept] for f in fields(self)})

@@ -12,7 +12,7 @@ _STEP = 1 / 16  # how far an image is moved and blurred, of its shorter side
 
 
 def views(images: NDArray[Any], layout: Literal["nchw", "nhwc"]) -> Iterator[NDArray[Any]]:
-    """Yield the images moved down and right, moved up and left, and blurred; their edges are continued.
+    """Yield the images moved down and right, and blurred; their edges are continued.
 
     Args:
         images: (N, channels, H, W) or (N, H, W, channels), as the layout says.
@@ -21,7 +21,6 @@ def views(images: NDArray[Any], layout: Literal["nchw", "nhwc"]) -> Iterator[NDA
     axes = (2, 3) if layout == "nchw" else (1, 2)
     step = max(round(_STEP * min(images.shape[axis] for axis in axes)), 1)
     yield _moved(images, axes, step)
-    yield _moved(images, axes, -step)
     yield _blurred(images, axes, max(step, 2))
 
 

@@ -63,10 +63,11 @@ def test_a_pixel_that_is_the_trigger_is_hidden_and_the_image_answered_as_what_it
     assert (verdict.outputs[:, TARGET] == verdict.outputs.min(axis=1)).all()
 
 
-def test_a_trigger_everywhere_is_left_to_the_bounded_model_on_other_views_with_the_class_ruled_out(guard):
+def test_a_trigger_everywhere_is_left_to_the_bounded_model_on_several_views_with_the_class_ruled_out(guard):
     triggered = everywhere(CLEAN)
     verdict = guard(triggered)
-    bounded = np.mean([guard.run_bounded(view).outputs for view in views(triggered, "nchw")], axis=0)
+    seen = [triggered, *views(triggered, "nchw")]
+    bounded = np.mean([guard.run_bounded(view).outputs for view in seen], axis=0)
     assert verdict.flagged.all()
     np.testing.assert_array_equal(verdict.outputs[:, [LEFT, RIGHT]], bounded[:, [LEFT, RIGHT]])
     assert (verdict.outputs[:, TARGET] <= bounded.min(axis=1)).all()
