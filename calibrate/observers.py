@@ -15,6 +15,7 @@ from calibrate.edit import representable
 from calibrate.graph_reading import names_read, needed_nodes
 from calibrate.graph_writing import GraphWriter
 from calibrate.sites import ActivationBounds, Site
+from guard.detector import N_NUMBERS
 from guard.types import FloatArray
 
 __all__ = ["MeanStd", "Standards", "show_excess", "show_profile_and_head"]
@@ -63,10 +64,8 @@ def show_profile_and_head(
         last: The upper bound of the last site, by its tensor.
     """
     writer, names = GraphWriter(model), {}
-    rows = [_numbers(writer, site, standards[site.tensor], f"{_PREFIX}/{i}") for i, site in enumerate(sites)]
-    columns = [number for numbers in zip(*rows, strict=True) for number in numbers]
-    names["profile"] = writer.node("Concat", columns, f"{_PREFIX}/profile", axis=1)
-    writer.output(names["profile"], "float32", ["batch", len(columns)])
+    names["profile"] = _profile(writer, sites, [standards[site.tensor] for site in sites])
+    writer.output(names["profile"], "float32", ["batch", N_NUMBERS * len(sites)])
     names["head"] = _head(writer, model, logits, last)
     writer.model.graph.output.append(next(o for o in model.graph.output if o.name == logits))
     writer.model.graph.output[-1].name = names["head"]
@@ -104,55 +103,75 @@ def show_excess(
     return writer.model, capped, capped_at
 
 
-def _numbers(writer: GraphWriter, site: Site, standards: Standards, name: str) -> list[str]:
-    """Add the four numbers (N, 1) of a site, in the order of guard.detector."""
-    largest = _pooled(writer, site, "Max", f"{name}/largest")
-    usual = _pooled(writer, site, "Average", f"{name}/usual")
-    peak = _standardised(writer, site, largest, standards.activation, f"{name}/peak")
-    level = _standardised(writer, site, usual, standards.level, f"{name}/level")
-    reach = _standardised(writer, site, largest, standards.reach, f"{name}/reach")
-    return [
-        _greatest(writer, site, peak, f"{name}/peak"),
-        _root_mean_square(writer, site, level, f"{name}/level"),
-        _greatest(writer, site, level, f"{name}/level_of_one"),
-        _root_mean_square(writer, site, reach, f"{name}/reach"),
+def _profile(writer: GraphWriter, sites: Sequence[Site], standards: Sequence[Standards]) -> str:
+    """Add the numbers (N, 4 S) of all sites, in the order of guard.detector.
+
+    The channels of all sites lie side by side (N, sum of K): a few nodes on them cost less than a few per site.
+    """
+    largest = _pooled(writer, sites, "Max", f"{_PREFIX}/largest")
+    usual = _pooled(writer, sites, "Average", f"{_PREFIX}/usual")
+    peak = _standardised(writer, largest, [of.activation for of in standards], f"{_PREFIX}/peak")
+    level = _standardised(writer, usual, [of.level for of in standards], f"{_PREFIX}/level")
+    reach = _standardised(writer, largest, [of.reach for of in standards], f"{_PREFIX}/reach")
+    n_channels = [len(of.level.mean) for of in standards]
+    numbers = [
+        _greatest(writer, peak, n_channels, f"{_PREFIX}/peak"),
+        _root_mean_square(writer, level, n_channels, f"{_PREFIX}/level"),
+        _greatest(writer, level, n_channels, f"{_PREFIX}/level_of_one"),
+        _root_mean_square(writer, reach, n_channels, f"{_PREFIX}/reach"),
     ]
+    return writer.node("Concat", numbers, f"{_PREFIX}/profile", axis=1)
 
 
-def _greatest(writer: GraphWriter, site: Site, tensor: str, name: str) -> str:
-    """Add (N, 1), log(1 + max(0, the greatest of the channels))."""
-    top = writer.reduce("ReduceMax", tensor, range(1, len(site.shape)), f"{name}/top")
+def _greatest(writer: GraphWriter, tensor: str, n_channels: Sequence[int], name: str) -> str:
+    """Add (N, S), log(1 + max(0, the greatest of a site's channels))."""
+    last = np.cumsum(n_channels) - 1
+    # A site with fewer channels than the widest names its last one again and again.
+    channels = np.array(
+        [np.minimum(end - n + 1 + np.arange(max(n_channels)), end) for n, end in zip(n_channels, last, strict=True)]
+    )
+    of_sites = writer.node(
+        "Gather", [tensor, writer.constant(channels, f"{name}/channels")], f"{name}/of_sites", axis=1
+    )
+    top = writer.reduce("ReduceMax", of_sites, [2], f"{name}/top", keepdims=False)
     return _logarithm(writer, writer.node("Relu", [top], f"{name}/above"), 1.0, name)
 
 
-def _root_mean_square(writer: GraphWriter, site: Site, tensor: str, name: str) -> str:
-    """Add (N, 1), log(.1 + the root mean square over channels)."""
+def _root_mean_square(writer: GraphWriter, tensor: str, n_channels: Sequence[int], name: str) -> str:
+    """Add (N, S), log(.1 + the root mean square over a site's channels)."""
+    shares = np.repeat(np.diag(1 / np.array(n_channels)), n_channels, axis=0).astype(np.float32)
     square = writer.node("Mul", [tensor, tensor], f"{name}/square")
-    mean = writer.reduce("ReduceMean", square, range(1, len(site.shape)), f"{name}/mean_square")
+    mean = writer.node("MatMul", [square, writer.constant(shares, f"{name}/shares")], f"{name}/mean_square")
     return _logarithm(writer, writer.node("Sqrt", [mean], f"{name}/root"), 0.1, name)
 
 
 def _logarithm(writer: GraphWriter, tensor: str, offset: float, name: str) -> str:
     plus = writer.constant(np.array(offset, dtype=np.float32), f"{name}/offset")
-    log = writer.node("Log", [writer.node("Add", [tensor, plus], f"{name}/sum")], f"{name}/log")
-    return writer.node("Flatten", [log], f"{name}/number", axis=1)
+    return writer.node("Log", [writer.node("Add", [tensor, plus], f"{name}/sum")], f"{name}/log")
 
 
-def _pooled(writer: GraphWriter, site: Site, how: str, name: str) -> str:
-    """Add each channel's largest or mean value over positions."""
-    # A pooling keeps onnxruntime's blocked layout, which a reduction would undo at every site.
-    if len(site.shape) == _IMAGE_RANK and site.channel_axis == 1 and site.dtype == "float32":
-        return writer.node(f"Global{how}Pool", [site.tensor], name)
-    places = [a for a in range(1, len(site.shape)) if a != site.channel_axis]
-    return writer.reduce({"Max": "ReduceMax", "Average": "ReduceMean"}[how], site.tensor, places, name)
+def _pooled(writer: GraphWriter, sites: Sequence[Site], how: str, name: str) -> str:
+    """Add (N, sum of K) in float32, the largest or mean value over places of every channel of every site."""
+    parts = []
+    for i, site in enumerate(sites):
+        # A pooling keeps onnxruntime's blocked layout, which a reduction would undo at every site.
+        if len(site.shape) == _IMAGE_RANK and site.channel_axis == 1 and site.dtype == "float32":
+            pooled = writer.node(f"Global{how}Pool", [site.tensor], f"{name}/{i}/pooled")
+        else:
+            places = [a for a in range(1, len(site.shape)) if a != site.channel_axis]
+            reduction = {"Max": "ReduceMax", "Average": "ReduceMean"}[how]
+            pooled = writer.reduce(reduction, site.tensor, places, f"{name}/{i}/pooled")
+        flat = writer.node("Flatten", [pooled], f"{name}/{i}/flat", axis=1)
+        parts.append(writer.float32(flat, f"{name}/{i}/float32"))
+    return writer.node("Concat", parts, name, axis=1)
 
 
-def _standardised(writer: GraphWriter, site: Site, tensor: str, usual: MeanStd, name: str) -> str:
-    """Add (tensor - mean) / std per channel, in float32."""
-    mean = writer.constant(_shaped(usual.mean, site), f"{name}/mean")
-    per_std = writer.constant(_shaped(1 / usual.std, site), f"{name}/per_std")
-    centred = writer.node("Sub", [writer.float32(tensor, f"{name}/float32"), mean], f"{name}/centred")
-    return writer.node("Mul", [centred, per_std], f"{name}/scaled")
+def _standardised(writer: GraphWriter, tensor: str, usual: Sequence[MeanStd], name: str) -> str:
+    """Add (tensor - mean) / std per channel, in float32: an inverse deviation may be more than float16 can hold."""
+    means, inverses = np.concatenate([of.mean for of in usual]), np.concatenate([1 / of.std for of in usual])
+    mean = writer.constant(representable(name, means, "float32"), f"{name}/mean")
+    per_std = writer.constant(representable(name, inverses, "float32"), f"{name}/per_std")
+    return writer.node("Mul", [writer.node("Sub", [tensor, mean], f"{name}/centred"), per_std], f"{name}/scaled")
 
 
 def _excess(writer: GraphWriter, site: Site, upper: FloatArray, standards: Standards, name: str) -> str:
