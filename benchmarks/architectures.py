@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ARCHITECTURES", "normalised", "resnet18"]
+__all__ = ["ARCHITECTURES", "normalised", "resnet18", "resnet50"]
 
+_RESNET50_STAGES = (3, 4, 6, 3)
 _VGG_STAGES = ((1, 1), (2, 2), (4, 4), (8, 8))
 _MOBILENET_STAGES = ((1, 1, 1, 1), (6, 2, 2, 2), (6, 4, 2, 2), (6, 6, 2, 1), (6, 10, 1, 2))
 _PATCH_SIZE, _N_BLOCKS, _HEAD_WIDTH = 4, 4, 32
@@ -33,6 +34,26 @@ class _Block(nn.Module):
         inner = self.relu1(self.bn1(self.conv1(x)))
         outer: Tensor = self.relu2(self.bn2(self.conv2(inner)) + self.shortcut(x))
         return outer
+
+
+class _Bottleneck(nn.Module):
+    """ResNet-50's block: narrow, look at each place's neighbours, widen fourfold."""
+
+    def __init__(self, n_in: int, n_inner: int, stride: int) -> None:
+        super().__init__()
+        n_out = 4 * n_inner
+        self.body = nn.Sequential(
+            *(nn.Conv2d(n_in, n_inner, 1, bias=False), nn.BatchNorm2d(n_inner), nn.ReLU()),
+            *(nn.Conv2d(n_inner, n_inner, 3, stride, 1, bias=False), nn.BatchNorm2d(n_inner), nn.ReLU()),
+            *(nn.Conv2d(n_inner, n_out, 1, bias=False), nn.BatchNorm2d(n_out)),
+        )
+        self.relu, self.shortcut = nn.ReLU(), nn.Sequential()
+        if stride != 1 or n_in != n_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.relu(self.body(x) + self.shortcut(x))
+        return made
 
 
 class _Inverted(nn.Module):
@@ -103,6 +124,17 @@ def resnet18(width: int, n_classes: int = 10) -> nn.Module:
     for i, factor in enumerate((1, 2, 4, 8)):
         layers += [_Block(n_in, factor * width, 1 if i == 0 else 2), _Block(factor * width, factor * width, 1)]
         n_in = factor * width
+    return nn.Sequential(*layers, *_head(n_in, n_classes))
+
+
+def resnet50(width: int, n_classes: int = 10) -> nn.Module:
+    """Return a ResNet-50 with a 3 x 3 stem (He et al. 2016); its published width is 64."""
+    layers = [*_conv(3, width)]
+    n_in = width
+    for i, n_blocks in enumerate(_RESNET50_STAGES):
+        for j in range(n_blocks):
+            layers.append(_Bottleneck(n_in, width << i, 2 if i and not j else 1))
+            n_in = 4 * (width << i)
     return nn.Sequential(*layers, *_head(n_in, n_classes))
 
 

@@ -1,24 +1,34 @@
-"""Networks as ONNX files: those that measurements train, and an untrained one where answers do not matter."""
+"""Networks as ONNX files: those that measurements train, and untrained ones where answers do not matter."""
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.architectures import resnet18
+from benchmarks.architectures import resnet18, resnet50
 
-__all__ = ["export_network", "write_resnet18"]
+__all__ = ["export_network", "write_resnet18", "write_resnet50"]
 
 
 def write_resnet18(path: Path, *, width: int = 64, n_classes: int = 10) -> Path:
     """Write a seeded, untrained ResNet-18 (He et al. 2016; 3x3 stem) as ONNX, unless it is there already."""
+    return _write(resnet18, path, width, n_classes)
+
+
+def write_resnet50(path: Path, *, width: int = 64, n_classes: int = 10) -> Path:
+    """Write a seeded, untrained ResNet-50 (as write_resnet18)."""
+    return _write(resnet50, path, width, n_classes)
+
+
+def _write(build: Callable[[int, int], nn.Module], path: Path, width: int, n_classes: int) -> Path:
     if path.exists():
         return path
     torch.manual_seed(0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    export_network(resnet18(width, n_classes), torch.zeros(2, 3, 32, 32), path)
+    export_network(build(width, n_classes), torch.zeros(2, 3, 32, 32), path)
     return path
 
 

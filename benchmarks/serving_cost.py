@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 
-from benchmarks.models import write_resnet18
+from benchmarks.models import write_resnet18, write_resnet50
 from benchmarks.timing import medians_s, silent
 from calibrate.data import Preprocessing
 from calibrate.pipeline import FitSettings, fit_bundle
 from guard.bundle import ORIGINAL
 from guard.model import OrtModel
 from guard.runtime import Guard
+from guard.types import FloatArray
 
 __all__ = ["measure"]
 
 BATCHES = {1: 60, 8: 20, 64: 6}  # rounds per batch size
 N_CALIBRATION = 400
+_IMAGE = (3, 32, 32)
 
 _PLAIN_SESSION = """
 import sys, numpy
@@ -33,20 +35,48 @@ print(open('/proc/self/status').read())
 
 
 def measure(out: Path) -> Iterator[str]:
-    """Yield two tables: guarded over plain latency, and the memory of one session and of serving a bundle."""
-    bundle = _bundle(out)
+    """Yield a table per model, guarded over plain latency, and one of the memory of a session and of serving."""
+    for name, write in (("ResNet-18", write_resnet18), ("ResNet-50", write_resnet50)):
+        folder = out / name.lower()
+        bundle = _bundle(write(folder / "model.onnx"), folder)
+        yield f"\n{name}, width 64, 32 x 32, fitted as by default; medians within one run.\n"
+        yield from _latency(bundle)
+    yield from _memory_of_serving(out / "resnet-18" / "cost")
+
+
+def _latency(bundle: Path) -> Iterator[str]:
     plain = OrtModel((bundle / ORIGINAL).read_bytes(), label="plain")
     guard = Guard.load(bundle)
-    yield "ResNet-18, width 64, 32 x 32, fitted as by default; inputs as those calibrated on; medians within one run.\n"
-    yield "| batch | plain, ms | guarded, ms | ratio |"
-    yield "|---|---|---|---|"
+    calm, triggered = _rows(guard)
+    yield "| batch | plain, ms | one pass alone | all rows clean | a share as at the thresholds | all rows flagged |"
+    yield "|---|---|---|---|---|---|"
     for n, rounds in BATCHES.items():
-        inputs = np.random.default_rng(2).random((n, 3, 32, 32), dtype=np.float32)
+        clean, flagged, mixed = calm[:n], triggered[:n], np.random.default_rng(2).random((n, *_IMAGE), dtype=np.float32)
         seconds = medians_s(
-            {"plain": partial(plain.run, inputs, ["logits"]), "guarded": partial(guard, inputs)}, rounds=rounds
+            {
+                "plain": partial(plain.run, clean, ["logits"]),
+                "one": partial(guard.run_original, clean),
+                "clean": partial(guard, clean),
+                "mixed": partial(guard, mixed),
+                "flagged": partial(guard, flagged),
+            },
+            rounds=rounds,
         )
-        one, both = seconds["plain"] * 1000, seconds["guarded"] * 1000
-        yield f"| {n} | {one:.1f} | {both:.1f} | {both / one:.2f} |"
+        ratios = (f"{seconds[k] / seconds['plain']:.2f}" for k in ("one", "clean", "mixed", "flagged"))
+        yield f"| {n} | {1000 * seconds['plain']:.1f} | {' | '.join(ratios)} |"
+
+
+def _rows(guard: Guard) -> tuple[FloatArray, FloatArray]:
+    """Return rows that are not corrected and rows that are flagged, as many as the largest batch has."""
+    many = np.random.default_rng(2).random((2 * max(BATCHES), *_IMAGE), dtype=np.float32)
+    calm = many[~guard(many).corrected][: max(BATCHES)]
+    triggered = np.zeros_like(calm)
+    if len(calm) < max(BATCHES) or not guard(triggered).flagged.all():
+        raise SystemExit("random images are not clean to this guard, or black ones are not flagged; fit it again")
+    return calm, triggered
+
+
+def _memory_of_serving(bundle: Path) -> Iterator[str]:
     command = [sys.executable, "-c", _PLAIN_SESSION, str(bundle / ORIGINAL)]
     alone = _memory(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     served = _memory(_status_of_server(bundle))
@@ -56,10 +86,9 @@ def measure(out: Path) -> Iterator[str]:
     yield f"| guard-serve | {served[0]} | {served[1]} |"
 
 
-def _bundle(out: Path) -> Path:
-    model = write_resnet18(out / "resnet18.onnx")
+def _bundle(model: Path, out: Path) -> Path:
     data = out / "calibration.npz"
-    np.savez(data, inputs=np.random.default_rng(0).random((N_CALIBRATION, 3, 32, 32), dtype=np.float32))
+    np.savez(data, inputs=np.random.default_rng(0).random((N_CALIBRATION, *_IMAGE), dtype=np.float32))
     # An untrained model's classes are arbitrary, so that bounds may cost any accuracy here.
     settings = FitSettings(preprocessing=Preprocessing(), max_accuracy_drop=0.99)
     fit_bundle(model, data, out / "cost", settings, silent)

@@ -14,7 +14,7 @@ from guard.manifest import Manifest
 from guard.runtime import Guard
 
 try:
-    from calibrate.command_line import parse
+    from calibrate.command_line import PASSES, parse
     from calibrate.data import Preprocessing, Samples, load_samples
     from calibrate.estimation import TprEstimation
     from calibrate.evaluation import Evaluation
@@ -112,7 +112,7 @@ def _fit(options: argparse.Namespace) -> int:
     rule = RULES[options.rule]
     settings = FitSettings(
         method=options.method,
-        score=options.score,
+        score=options.score or PASSES.get(options.passes),
         rule=options.rule,
         target_fpr=rule.target_fpr if options.target_fpr is None else options.target_fpr,
         correct_fpr=rule.correct_fpr if options.correct_fpr is None else options.correct_fpr,

@@ -11,7 +11,10 @@ from calibrate.thresholds import RULES
 from guard.errors import InputError
 from guard.scores import ONE_PASS, SCORES
 
-__all__ = ["parse"]
+__all__ = ["PASSES", "parse"]
+
+PASSES = {"one": ONE_PASS, "both": "relative_divergence"}
+"""The score that is cut, by how many passes clean inputs take."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -56,8 +59,11 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--bundle", required=True, metavar="DIR", help="the folder to write")
     fit.add_argument("--method", default=AUTO, choices=list(METHODS), help="how bounds are learned (%(default)s)")
     fit.add_argument("--rule", default="rank", choices=list(RULES), help="how thresholds are fitted (%(default)s)")
-    fit.add_argument("--score", choices=[*SCORES, ONE_PASS],
+    cut = fit.add_mutually_exclusive_group()
+    cut.add_argument("--score", choices=[*SCORES, ONE_PASS],
                      help=f"what is cut (auto: {ONE_PASS}; {_defaults('score')})")  # fmt: skip
+    cut.add_argument("--passes", choices=list(PASSES),
+                     help="both: run both models on every input; one: the bounded one on demand")  # fmt: skip
     fit.add_argument(
         "--target-fpr", type=float, metavar="RATE", help=f"clean inputs flagged ({_defaults('target_fpr')})"
     )

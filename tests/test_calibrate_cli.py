@@ -24,6 +24,18 @@ def test_a_fit_says_what_it_measured_and_where_the_bundle_is(good_fit, capsys):
     assert load_bundle(good_fit["bundle"]).manifest.model["name"] == "digits"
 
 
+@pytest.mark.parametrize(("passes", "score"), [("one", "one_pass"), ("both", "relative_divergence")])
+def test_passes_choose_the_score_that_takes_so_many(good_fit, passes, score):
+    assert fit_with(good_fit, "--passes", passes) == 0
+    bundle = load_bundle(good_fit["bundle"])
+    assert bundle.manifest.score == score
+    assert (bundle.detector is not None) == (passes == "one")
+
+
+def test_passes_and_score_exclude_each_other(good_fit, capfd):
+    assert "--passes" in check_refused(fit_with(good_fit, "--passes", "both", "--score", "divergence"), capfd)
+
+
 def test_progress_goes_to_standard_error_line_by_line(good_fit, capsys):
     fit_with(good_fit)
     out, err = capsys.readouterr()
