@@ -7,14 +7,18 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from guard.errors import GuardError
 from guard.model import CPU, CUDA
 from guard.runtime import Guard
-from serving.config import Limits, OnFlag, ServerConfig
+from serving.config import Limits, ModelControl, OnFlag, ServerConfig
+from serving.endpoint import served_name
+from serving.models import State
 from serving.server import Running, serve
+from serving.store import Store, repository_store, single_store
 
 __all__ = ["main"]
 
@@ -34,33 +38,60 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run guard-serve and return its exit status: 0 after a drain, 2 if it cannot start."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     logging.basicConfig(format=f"{_PROGRAM}: %(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        guard = Guard.load(options.bundle, threads=options.threads, provider=_PROVIDERS[options.device])
-        asyncio.run(_serve_until_told(guard, _config(options)))
+        guard, store = _bundles(options)
+        asyncio.run(_serve_until_told(guard, _config(options), store))
     except GuardError as error:
         print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
         return _USER_ERROR
     return 0
 
 
-async def _serve_until_told(guard: Guard, config: ServerConfig) -> None:
-    stop = asyncio.Event()
+def _bundles(options: argparse.Namespace) -> tuple[Guard | None, Store]:
+    """Return the one bundle's guard, if there is one, and where bundles lie."""
+    opened = partial(Guard.load, threads=options.threads, provider=_PROVIDERS[options.device])
+    if options.repository:
+        return None, repository_store(options.repository, opened)
+    guard = opened(options.bundle)
+    return guard, single_store(options.bundle, served_name(guard.manifest, _config(options)), opened)
+
+
+async def _serve_until_told(guard: Guard | None, config: ServerConfig, store: Store) -> None:
+    stop, hang_up = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for name, told in (("SIGTERM", stop), ("SIGINT", stop), ("SIGHUP", hang_up)):
         # Without it, on Windows, interrupting the program ends it without a drain.
-        with suppress(NotImplementedError):
-            loop.add_signal_handler(number, stop.set)
-    async with serve(guard, config) as running:
+        with suppress(NotImplementedError, AttributeError):
+            loop.add_signal_handler(getattr(signal, name), told.set)
+    async with serve(guard, config, store=store) as running:
         print(_describe(running), flush=True)
+        reloading = asyncio.create_task(_reload_when_told(running, hang_up))
         await stop.wait()
+        reloading.cancel()
+
+
+async def _reload_when_told(running: Running, told: asyncio.Event) -> None:
+    while True:
+        await told.wait()
+        told.clear()
+        try:
+            await running.reload()
+        except GuardError as error:
+            print(f"{_PROGRAM}: error: nothing is reloaded: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"{_PROGRAM}: reloaded, serving {_served(running)}", flush=True)
 
 
 def _describe(running: Running) -> str:
     host = f"[{running.host}]" if ":" in running.host else running.host
     where = f"{host}:{running.port}, metrics on http://{host}:{running.metrics_port}/metrics"
-    return f"{_PROGRAM}: serving {running.model_name} on {where}"
+    return f"{_PROGRAM}: serving {_served(running)} on {where}"
+
+
+def _served(running: Running) -> str:
+    return ", ".join(dict.fromkeys(e.model for e in running.index() if e.state is State.READY)) or "no model"
 
 
 def _config(options: argparse.Namespace) -> ServerConfig:
@@ -71,6 +102,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         metrics_port=options.metrics_port,
         on_flag=OnFlag(options.on_flag),
         expose_scores=options.expose_scores,
+        model_control=ModelControl(options.model_control),
         limits=Limits(
             max_message_bytes=options.max_message_bytes,
             max_in_flight=options.max_in_flight,
@@ -78,6 +110,16 @@ def _config(options: argparse.Namespace) -> ServerConfig:
             grace_s=options.grace_s,
         ),
     )
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if (options.bundle is None) == (options.repository is None):
+        parser.error("give either a bundle, DIR, or --repository DIR")
+    if options.repository and options.model_name:
+        parser.error("--model-name names a single bundle; in a repository the folders name the models")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     server, limits = ServerConfig(), Limits()
-    parser.add_argument("bundle", metavar="DIR", type=Path, help="a bundle that guard-calibrate fit wrote")
+    parser.add_argument("bundle", metavar="DIR", type=Path, nargs="?", help="a bundle that guard-calibrate fit wrote")
+    _add_repository_flags(parser)
     parser.add_argument("--host", default=server.host, help="address to listen on")
     parser.add_argument("--port", type=_port, default=server.port, metavar="N", help="gRPC port; 0: any free one")
     parser.add_argument(
@@ -113,6 +156,19 @@ def _parser() -> argparse.ArgumentParser:
         "--grace-s", type=_seconds, default=limits.grace_s, metavar="S", help="time to finish once told to stop"
     )
     return parser
+
+
+def _add_repository_flags(parser: argparse.ArgumentParser) -> None:
+    server = ServerConfig()
+    parser.add_argument(
+        "--repository", type=Path, metavar="DIR", help="serve every bundle in DIR/MODEL/VERSION instead of one"
+    )
+    parser.add_argument(
+        "--model-control",
+        choices=[mode.value for mode in ModelControl],
+        default=server.model_control.value,
+        help="explicit: clients may load and unload models",
+    )
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:

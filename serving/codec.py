@@ -9,6 +9,7 @@ from guard.errors import InputError
 from guard.types import TensorSpec
 from serving._pb import open_inference_pb2 as pb
 from serving.datatypes import BYTES, DATATYPES, Datatype, datatype_of, element_count, from_raw, from_typed, to_raw
+from serving.statistics import Statistics, Tally
 
 __all__ = [
     "add_outputs",
@@ -16,6 +17,7 @@ __all__ = [
     "decode_inputs",
     "model_config",
     "model_metadata",
+    "model_statistics",
     "requested_outputs",
 ]
 
@@ -90,12 +92,12 @@ def add_outputs(response: pb.ModelInferResponse, tensors: Mapping[str, Array]) -
 
 
 def model_metadata(
-    name: str, *, version: str, platform: str, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
+    name: str, *, versions: Iterable[str], platform: str, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
 ) -> pb.ModelMetadataResponse:
     """Return a model's metadata; a free axis is -1."""
     return pb.ModelMetadataResponse(
         name=name,
-        versions=[version],
+        versions=versions,
         platform=platform,
         inputs=[_tensor_metadata(spec) for spec in inputs],
         outputs=[_tensor_metadata(spec) for spec in outputs],
@@ -114,6 +116,24 @@ def model_config(
         input=[pb.ModelInput(name=s.name, data_type=_config_type(s), dims=_shape(s)[1:]) for s in inputs],
         output=[pb.ModelOutput(name=s.name, data_type=_config_type(s), dims=_shape(s)[1:]) for s in outputs],
     )
+
+
+def model_statistics(name: str, *, version: str, statistics: Statistics) -> pb.ModelStatistics:
+    """Return what was counted of one version of a model."""
+    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    tallies = {part: _duration(getattr(statistics, part)) for part in parts}
+    return pb.ModelStatistics(
+        name=name,
+        version=version,
+        last_inference=statistics.last_inference_ms,
+        inference_count=statistics.n_rows,
+        execution_count=statistics.success.count,
+        inference_stats=pb.InferStatistics(**tallies),
+    )
+
+
+def _duration(tally: Tally) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=tally.count, ns=tally.ns)
 
 
 def _check_names(inputs: Iterable[pb.ModelInferRequest.InferInputTensor], expected: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from guard.errors import InputError
+from guard.manifest import Manifest
 from guard.runtime import Guard
 from guard.types import Answers, TensorSpec, Verdict
 from serving.answers import guard_tensors, output_specs
@@ -18,10 +19,7 @@ from serving.config import OnFlag, ServerConfig
 from serving.metrics import Metrics, Stage
 from serving.runner import Runner
 
-__all__ = ["VERSION", "Endpoint", "Served"]
-
-VERSION = "1"
-"""The only version of a model: a bundle holds one."""
+__all__ = ["Endpoint", "Served", "served_name"]
 
 _logger = logging.getLogger(__name__)
 
@@ -49,16 +47,22 @@ class Served:
     compute_s: float
 
 
+def served_name(manifest: Manifest, config: ServerConfig) -> str:
+    """Return what clients call a model unless told otherwise."""
+    return config.model_name or str(manifest.model.get("name") or "model")
+
+
 class Endpoint:
     """Answers for one guarded model; used from one event loop.
 
-    Its ``name``, ``inputs``, ``outputs`` and ``max_rows`` are what clients are told; its ``runner`` knows whether the
-    server is stopping.
+    Its ``name`` is what metrics and logs call it; its ``inputs``, ``outputs`` and ``max_rows`` are what clients are
+    told; its ``runner`` knows whether the server is stopping.
 
     Args:
         guard: Judges the rows.
         config: Name, mode and limits.
         metrics: Counts what happens.
+        version: Of the model, for the metrics.
         clock: Seconds, only ever growing.
 
     Raises:
@@ -66,9 +70,15 @@ class Endpoint:
     """
 
     def __init__(
-        self, guard: Guard, config: ServerConfig, *, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        guard: Guard,
+        config: ServerConfig,
+        *,
+        metrics: Metrics,
+        version: str = "1",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = config.model_name or str(guard.manifest.model.get("name") or "model")
+        self.name = served_name(guard.manifest, config)
         self.inputs: tuple[TensorSpec, ...] = tuple(spec.with_free_batch() for spec in guard.manifest.inputs)
         self.outputs = output_specs(guard.manifest, on_flag=config.on_flag, expose_scores=config.expose_scores)
         self.max_rows = config.limits.max_rows
@@ -77,7 +87,7 @@ class Endpoint:
         self._expose_scores = config.expose_scores
         self._metrics = metrics
         self._clock = clock
-        metrics.add_model(self.name, guard.manifest, version=VERSION)
+        metrics.add_model(self.name, guard.manifest, version=version)
         self.runner = Runner(
             max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_in_flight, self.name)
         )

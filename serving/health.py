@@ -1,11 +1,11 @@
-"""grpc.health.v1 for one server: everything serves until it drains, and watchers hear of it.
+"""grpc.health.v1 for one server and its models: watchers hear of every change, and a drain ends every watch.
 
 Not grpcio's own servicer: there one watcher that leaves makes the others deaf, and watchers keep a draining server
-alive until its grace runs out. Here a drain ends every watch.
+alive until its grace runs out.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -16,19 +16,22 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 
 
 class Health:
-    """The health of a server and of what it serves.
+    """The health of a server and of what it serves; used from one event loop."""
 
-    Args:
-        services: Names that may be asked for; the empty name is the server as a whole.
-    """
+    def __init__(self) -> None:
+        self._ready: Mapping[str, bool] = {"": False}
+        self._draining = False
+        self._changed = asyncio.Event()
 
-    def __init__(self, services: Iterable[str]) -> None:
-        self._services = frozenset(services) | {""}
-        self._draining = asyncio.Event()
+    def set(self, ready: Mapping[str, bool]) -> None:
+        """Say of every name that may be asked for whether it serves; the empty name is the server as a whole."""
+        self._ready = dict(ready)
+        self._wake()
 
     def drain(self) -> None:
-        """Say NOT_SERVING from now on."""
-        self._draining.set()
+        """Say NOT_SERVING from now on, and end every watch."""
+        self._draining = True
+        self._wake()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the handler that serves the health service."""
@@ -43,22 +46,32 @@ class Health:
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
         """Answer once; an unknown name is NOT_FOUND, as the health protocol has it."""
-        if request.service not in self._services:
+        if request.service not in self._ready:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service; the empty name is the whole server")
-        return self._status(request.service)
+        return self._response(request.service)
 
     async def watch(
         self, request: health_pb2.HealthCheckRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Answer now and at the one change there is, which ends the watch."""
-        if not self._draining.is_set():
-            yield self._status(request.service)
-            await self._draining.wait()
-        yield self._status(request.service)
+        """Answer now and at every change, until a drain."""
+        said = None
+        while True:
+            changed, draining = self._changed, self._draining
+            response = self._response(request.service)
+            if response != said:
+                said = response
+                yield response
+            if draining:
+                return
+            await changed.wait()
 
-    def _status(self, service: str) -> health_pb2.HealthCheckResponse:
-        if service not in self._services:
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _response(self, service: str) -> health_pb2.HealthCheckResponse:
+        if service not in self._ready:
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-        if self._draining.is_set():
-            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
-        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        if self._ready[service] and not self._draining:
+            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.metrics import MetricWrapperBase
 
 from guard.manifest import Manifest, write_manifest
 from guard.types import Verdict
@@ -84,6 +85,13 @@ class Metrics:
                 self._flagged.labels(model, str(predicted_class))
         self._requests.labels(model, grpc.StatusCode.OK.name)
         self._in_flight.labels(model).set(0)
+
+    def remove_model(self, model: str) -> None:
+        """End the series of a model that is served no more."""
+        self._models.discard(model)
+        for metric in vars(self).values():
+            if isinstance(metric, MetricWrapperBase) and "model" in metric._labelnames:
+                metric.remove_by_labels({"model": model})
 
     def count_request(self, model: str, status: grpc.StatusCode) -> None:
         """Count one inference request; a model that is not served counts as unknown."""

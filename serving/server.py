@@ -1,11 +1,12 @@
-"""A guarded model behind gRPC: starts everything, says where it listens, and drains when told to stop."""
+"""Guarded models behind gRPC: starts everything, says where it listens, and drains when told to stop."""
 
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 
 import grpc
@@ -17,11 +18,13 @@ from prometheus_client import CollectorRegistry, start_http_server
 from guard.runtime import Guard
 from serving._pb import open_inference_pb2 as pb
 from serving.config import ServerConfig
-from serving.endpoint import Endpoint
 from serving.errors import StartError
 from serving.health import HEALTH_SERVICE, Health
 from serving.metrics import Metrics
+from serving.models import IndexEntry, Models
+from serving.repository import Repository
 from serving.servicer import SERVER_NAME, SERVICE, Servicer
+from serving.store import Store
 from serving.transport import generic_handler
 
 __all__ = ["Running", "serve"]
@@ -32,51 +35,81 @@ _REST_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """Where a server is to be found: the model's name, the address, and the ports it got."""
+    """A server that serves.
 
-    model_name: str
+    Args:
+        host: The address it listens on.
+        port: For gRPC.
+        metrics_port: For Prometheus.
+        index: Says what it serves.
+        reload: Serves what lies in the store now (see Repository.refresh).
+    """
+
     host: str
     port: int
     metrics_port: int
+    index: Callable[[], Sequence[IndexEntry]]
+    reload: Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
 async def serve(
-    guard: Guard,
+    guard: Guard | None,
     config: ServerConfig,
     *,
+    store: Store | None = None,
     registry: CollectorRegistry | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
-    """Serve a guarded model for as long as the context lasts; leaving it drains.
+    """Serve guarded models for as long as the context lasts; leaving it drains.
 
     A drain refuses new requests as UNAVAILABLE and health as NOT_SERVING, and gives those in flight
     config.limits.grace_s to finish. Once there are none it ends within a second, whatever streams are open.
 
     Args:
-        guard: The guarded model.
-        config: How to present it.
+        guard: One guarded model; None: those of the store.
+        config: How to present them.
+        store: Where bundles lie, to be opened at the start if there is no guard, and when told to reload.
         registry: For the metrics; by default one of the server's own.
         clock: Seconds, only ever growing.
 
     Raises:
-        StartError: A port cannot be had.
+        StartError: A port cannot be had, or the store cannot be read.
         BundleError: The model's output has a name that the guard needs.
     """
     registry = registry or CollectorRegistry()
-    metrics = Metrics(registry)
-    endpoint = Endpoint(guard, config, metrics=metrics, clock=clock)
-    servicer = Servicer(endpoint, metrics=metrics, version=metadata.version(SERVER_NAME), clock=clock)
-    health = Health([endpoint.name, SERVICE])
+    metrics, health = Metrics(registry), Health()
+    repository = Repository(config, metrics=metrics, store=store, on_change=partial(_tell, health), clock=clock)
+    servicer = Servicer(repository, metrics=metrics, version=metadata.version(SERVER_NAME), clock=clock)
+    if guard is not None:
+        repository.put(guard)
     server, port = _bind(config)
     server.add_generic_rpc_handlers((generic_handler(SERVICE, servicer.rpcs(), clock=clock), health.handler()))
     _add_reflection(server)
     with _metrics_server(config, registry) as metrics_port:
         await server.start()
         try:
-            yield Running(model_name=endpoint.name, host=config.host, port=port, metrics_port=metrics_port)
+            if guard is None:
+                await _fill(repository)
+            yield Running(
+                host=config.host,
+                port=port,
+                metrics_port=metrics_port,
+                index=repository.models.index,
+                reload=repository.refresh,
+            )
         finally:
-            await _drain(server, health, endpoint, grace_s=config.limits.grace_s)
+            await _drain(server, health, repository, grace_s=config.limits.grace_s)
+
+
+async def _fill(repository: Repository) -> None:
+    await repository.refresh()
+    if not repository.models.names:
+        raise StartError("the repository holds no model; put bundles into folders MODEL/VERSION in it")
+
+
+def _tell(health: Health, models: Models) -> None:
+    health.set({"": models.ready, SERVICE: models.ready, **{name: models.is_ready(name) for name in models.names}})
 
 
 def _bind(config: ServerConfig) -> tuple[grpc.aio.Server, int]:
@@ -125,13 +158,13 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server, pool=pool)
 
 
-async def _drain(server: grpc.aio.Server, health: Health, endpoint: Endpoint, *, grace_s: float) -> None:
+async def _drain(server: grpc.aio.Server, health: Health, repository: Repository, *, grace_s: float) -> None:
     health.drain()
     loop = asyncio.get_running_loop()
     end = loop.time() + grace_s
-    await endpoint.runner.drain(grace_s)
+    await repository.drain(grace_s)
     await server.stop(max(0.0, min(_REST_S, end - loop.time())))
-    await endpoint.runner.close()
+    await repository.close()
 
 
 def _address(host: str, port: int) -> str:

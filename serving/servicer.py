@@ -1,8 +1,8 @@
-"""The protocol's calls on one guarded model: decode, delegate, encode. Transport and errors' words are elsewhere."""
+"""The protocol's calls on guarded models: decode, delegate, encode. Transport and errors' words are elsewhere."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,22 +10,33 @@ import grpc
 from google.protobuf.message import Message
 
 from serving._pb import open_inference_pb2 as pb
-from serving.codec import add_outputs, decode_inputs, model_config, model_metadata, requested_outputs
-from serving.endpoint import VERSION, Endpoint, Served
-from serving.errors import NotFoundError, UnsupportedError
-from serving.metrics import Metrics
-from serving.statistics import Statistics, Tally, Timing
+from serving.codec import (
+    add_outputs,
+    decode_inputs,
+    model_config,
+    model_metadata,
+    model_statistics,
+    requested_outputs,
+)
+from serving.endpoint import Served
+from serving.errors import UnsupportedError
+from serving.metrics import UNKNOWN, Metrics
+from serving.models import State
+from serving.repository import Repository
+from serving.statistics import Timing
 from serving.status import status_code
+from serving.versions import ServedVersion
 
 __all__ = ["EXTENSIONS", "SERVER_NAME", "SERVICE", "Rpc", "Servicer"]
 
 SERVICE = "inference.GRPCInferenceService"
 SERVER_NAME = "trigger-guard"
-EXTENSIONS = ("model_configuration", "statistics")
+EXTENSIONS = ("model_configuration", "model_repository", "statistics")
 """Triton's names for what is offered beyond the protocol's own six calls."""
 
 _PLATFORM = "onnxruntime_onnx"
-_VERSIONS = ("", VERSION)
+_IGNORED = ("unload_dependents",)
+"""Parameters of a load or unload that change nothing here: no model depends on another."""
 
 
 class Rpc(NamedTuple):
@@ -36,10 +47,10 @@ class Rpc(NamedTuple):
 
 
 class Servicer:
-    """Answers the protocol for one model; used from one event loop.
+    """Answers the protocol for the models of a repository; used from one event loop.
 
     Args:
-        endpoint: The model.
+        repository: The models.
         metrics: Counts requests.
         version: Of the server.
         clock: Seconds, only ever growing; deadlines are on it.
@@ -48,19 +59,19 @@ class Servicer:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        repository: Repository,
         *,
         metrics: Metrics,
         version: str,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._endpoint = endpoint
+        self._repository = repository
+        self._models = repository.models
         self._metrics = metrics
         self._version = version
         self._clock = clock
         self._now = now
-        self._statistics = Statistics()
 
     def rpcs(self) -> Mapping[str, Rpc]:
         """Return every call by its name in the protocol."""
@@ -73,6 +84,8 @@ class Servicer:
             "ModelConfig": Rpc(pb.ModelConfigRequest, _at_once(self.model_config)),
             "ModelStatistics": Rpc(pb.ModelStatisticsRequest, _at_once(self.model_statistics)),
             "RepositoryIndex": Rpc(pb.RepositoryIndexRequest, _at_once(self.repository_index)),
+            "RepositoryModelLoad": Rpc(pb.RepositoryModelLoadRequest, self.repository_model_load),
+            "RepositoryModelUnload": Rpc(pb.RepositoryModelUnloadRequest, self.repository_model_unload),
             "ModelInfer": Rpc(pb.ModelInferRequest, self.model_infer),
         }
 
@@ -81,8 +94,8 @@ class Servicer:
         return pb.ServerLiveResponse(live=True)
 
     def server_ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
-        """Say whether the server takes requests: until it is told to stop."""
-        return pb.ServerReadyResponse(ready=self._ready)
+        """Say whether the server is not stopping, and every model that it should serve has a version that it does."""
+        return pb.ServerReadyResponse(ready=self._models.ready)
 
     def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """Say what this server is."""
@@ -90,44 +103,74 @@ class Servicer:
 
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Say whether a model takes requests; one that is not served does not, which is no error."""
-        served = request.name == self._endpoint.name and request.version in _VERSIONS
-        return pb.ModelReadyResponse(ready=served and self._ready)
+        return pb.ModelReadyResponse(ready=self._models.is_ready(request.name, request.version))
 
     def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        """Say what the model takes and gives."""
-        endpoint = self._find(request.name, request.version)
+        """Say what the model takes and gives, and which versions of it serve."""
+        found = self._models.find(request.name, request.version)
         return model_metadata(
-            endpoint.name, version=VERSION, platform=_PLATFORM, inputs=endpoint.inputs, outputs=endpoint.outputs
+            found.model,
+            versions=[version.version for version in self._models.served(found.model)],
+            platform=_PLATFORM,
+            inputs=found.endpoint.inputs,
+            outputs=found.endpoint.outputs,
         )
 
     def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
         """Say the same in Triton's terms, with the greatest number of rows."""
-        endpoint = self._find(request.name, request.version)
+        found = self._models.find(request.name, request.version)
         config = model_config(
-            endpoint.name,
+            found.model,
             platform=_PLATFORM,
-            max_rows=endpoint.max_rows,
-            inputs=endpoint.inputs,
-            outputs=endpoint.outputs,
+            max_rows=found.endpoint.max_rows,
+            inputs=found.endpoint.inputs,
+            outputs=found.endpoint.outputs,
         )
         return pb.ModelConfigResponse(config=config)
 
     def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        """Say what was counted since the start; no name means every model."""
-        endpoint = self._find(request.name or self._endpoint.name, request.version)
-        return pb.ModelStatisticsResponse(model_stats=[_statistics(endpoint.name, self._statistics)])
+        """Say what was counted since a model was loaded first; no name means every model, no version every version."""
+        found = self._models.served(request.name, request.version)
+        if request.name and not found:
+            self._models.find(request.name, request.version)
+        stats = [model_statistics(each.model, version=each.version, statistics=each.statistics) for each in found]
+        return pb.ModelStatisticsResponse(model_stats=stats)
 
     def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        """List the one model.
+        """List every version of every model, its state, and why it is not what lies on the disk where that is so.
 
         Raises:
-            UnsupportedError: A repository is named; there is but the one bundle.
+            UnsupportedError: A repository is named; there is but the one.
         """
-        if request.repository_name:
-            raise UnsupportedError("repository_name is not supported; leave it empty")
-        state = "READY" if self._ready else "UNAVAILABLE"
-        index = pb.RepositoryIndexResponse.ModelIndex(name=self._endpoint.name, version=VERSION, state=state)
-        return pb.RepositoryIndexResponse(models=[index] if self._ready or not request.ready else [])
+        _check_repository(request.repository_name)
+        entries = [
+            pb.RepositoryIndexResponse.ModelIndex(name=e.model, version=e.version, state=e.state.value, reason=e.reason)
+            for e in self._models.index()
+            if e.state is State.READY or not request.ready
+        ]
+        return pb.RepositoryIndexResponse(models=entries)
+
+    async def repository_model_load(
+        self, request: pb.RepositoryModelLoadRequest, _: float | None = None
+    ) -> pb.RepositoryModelLoadResponse:
+        """Load or reload a model (raises as Repository.load does).
+
+        Raises:
+            UnsupportedError: The request brings its own configuration or files.
+        """
+        _check_repository(request.repository_name)
+        _check_parameters(request.parameters)
+        await self._repository.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    async def repository_model_unload(
+        self, request: pb.RepositoryModelUnloadRequest, _: float | None = None
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unload a model (raises as Repository.unload does)."""
+        _check_repository(request.repository_name)
+        _check_parameters(request.parameters)
+        await self._repository.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
 
     async def model_infer(self, request: pb.ModelInferRequest, deadline: float | None = None) -> pb.ModelInferResponse:
         """Answer an inference request and account for it.
@@ -139,25 +182,27 @@ class Servicer:
         Raises:
             GuardError: Any branch of the tree (see Endpoint.infer).
         """
-        started, status = self._clock(), grpc.StatusCode.OK
+        started, status, version = self._clock(), grpc.StatusCode.OK, None
         try:
-            self._find(request.model_name, request.model_version)
-            return await self._infer(request, deadline, started)
+            version = self._models.find(request.model_name, request.model_version)
+            with version.in_use():
+                return await self._infer(version, request, deadline, started)
         except BaseException as error:
             status = self._status(error, deadline)
-            if request.model_name == self._endpoint.name:
-                self._statistics.fail.add(self._clock() - started)
+            if version is not None:
+                version.statistics.fail.add(self._clock() - started)
             raise
         finally:
-            self._metrics.count_request(request.model_name, status)
+            self._metrics.count_request(UNKNOWN if version is None else version.label, status)
 
     async def _infer(
-        self, request: pb.ModelInferRequest, deadline: float | None, started: float
+        self, version: ServedVersion, request: pb.ModelInferRequest, deadline: float | None, started: float
     ) -> pb.ModelInferResponse:
-        names = requested_outputs(request, [spec.name for spec in self._endpoint.outputs])
-        served = await self._endpoint.infer(partial(decode_inputs, request, self._endpoint.inputs), deadline=deadline)
+        endpoint = version.endpoint
+        names = requested_outputs(request, [spec.name for spec in endpoint.outputs])
+        served = await endpoint.infer(partial(decode_inputs, request, endpoint.inputs), deadline=deadline)
         encoding = self._clock()
-        response = _response(request, self._endpoint.name, names, served)
+        response = _response(request, version, names, served)
         ended = self._clock()
         timing = Timing(
             total_s=ended - started,
@@ -166,19 +211,8 @@ class Servicer:
             compute_infer_s=served.compute_s,
             compute_output_s=ended - encoding,
         )
-        self._statistics.add_success(timing, n_rows=served.n_rows, now_ms=round(self._now() * 1000))
+        version.statistics.add_success(timing, n_rows=served.n_rows, now_ms=round(self._now() * 1000))
         return response
-
-    @property
-    def _ready(self) -> bool:
-        return not self._endpoint.runner.stopping
-
-    def _find(self, name: str, version: str) -> Endpoint:
-        if name != self._endpoint.name:
-            raise NotFoundError(f"model {name!r} is not served here; {self._endpoint.name!r} is")
-        if version not in _VERSIONS:
-            raise NotFoundError(f"model {name!r} has no version {version!r}; it has {VERSION!r}")
-        return self._endpoint
 
     def _status(self, error: BaseException, deadline: float | None) -> grpc.StatusCode:
         # gRPC cancels a call whose deadline passes: to its caller that is no cancellation.
@@ -195,27 +229,22 @@ def _at_once(method: Callable[[Any], Message]) -> Callable[[Any, float | None], 
 
 
 def _response(
-    request: pb.ModelInferRequest, model_name: str, names: tuple[str, ...], served: Served
+    request: pb.ModelInferRequest, version: ServedVersion, names: tuple[str, ...], served: Served
 ) -> pb.ModelInferResponse:
-    response = pb.ModelInferResponse(model_name=model_name, model_version=VERSION, id=request.id)
+    response = pb.ModelInferResponse(model_name=version.model, model_version=version.version, id=request.id)
     if served.n_flagged is not None:
         response.parameters["guard_n_flagged"].int64_param = served.n_flagged
     add_outputs(response, {name: served.tensors[name] for name in names})
     return response
 
 
-def _statistics(name: str, statistics: Statistics) -> pb.ModelStatistics:
-    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-    tallies = {part: _duration(getattr(statistics, part)) for part in parts}
-    return pb.ModelStatistics(
-        name=name,
-        version=VERSION,
-        last_inference=statistics.last_inference_ms,
-        inference_count=statistics.n_rows,
-        execution_count=statistics.success.count,
-        inference_stats=pb.InferStatistics(**tallies),
-    )
+def _check_repository(name: str) -> None:
+    if name:
+        raise UnsupportedError("repository_name is not supported; leave it empty")
 
 
-def _duration(tally: Tally) -> pb.StatisticDuration:
-    return pb.StatisticDuration(count=tally.count, ns=tally.ns)
+def _check_parameters(parameters: Iterable[str]) -> None:
+    if unsupported := sorted(set(parameters) - set(_IGNORED)):
+        raise UnsupportedError(
+            f"the parameter {unsupported[0]!r} is not supported; what is served lies in the repository"
+        )

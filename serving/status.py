@@ -9,10 +9,13 @@ import grpc
 
 from guard.errors import BundleError, CalibrationError, GuardError, InputError, ModelError
 from serving.errors import (
+    ControlError,
     DeadlineError,
     FlaggedError,
+    LoadError,
     MalformedError,
     NotFoundError,
+    NotReadyError,
     OverloadedError,
     StartError,
     UnsupportedError,
@@ -30,8 +33,11 @@ STATUS: Mapping[type[GuardError], grpc.StatusCode] = MappingProxyType(
         InputError: grpc.StatusCode.INVALID_ARGUMENT,
         MalformedError: grpc.StatusCode.INVALID_ARGUMENT,
         DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+        ControlError: grpc.StatusCode.FAILED_PRECONDITION,
         FlaggedError: grpc.StatusCode.FAILED_PRECONDITION,
+        LoadError: grpc.StatusCode.FAILED_PRECONDITION,
         NotFoundError: grpc.StatusCode.NOT_FOUND,
+        NotReadyError: grpc.StatusCode.UNAVAILABLE,
         OverloadedError: grpc.StatusCode.UNAVAILABLE,
         UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     }

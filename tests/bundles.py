@@ -14,7 +14,16 @@ from guard.conformal import fit_threshold
 from guard.manifest import FORMAT_VERSION, Manifest
 from guard.types import TensorSpec
 
-__all__ = ["CLEAN", "CORRECTED", "TRIGGERED", "bounded_model", "manifest", "original_model", "tiny_bundle"]
+__all__ = [
+    "CLEAN",
+    "CORRECTED",
+    "TRIGGERED",
+    "bounded_model",
+    "manifest",
+    "original_model",
+    "shifted_bundle",
+    "tiny_bundle",
+]
 
 CAP = 4.0
 N_SCORES = 200
@@ -90,6 +99,20 @@ def tiny_bundle(folder: Path, *, name: str = "tiny", bounded: bytes | None = Non
     }
     save_bundle(folder / "bundle", manifest(name=name), contents)
     return folder / "bundle"
+
+
+def shifted_bundle(folder: Path, shift: float) -> Path:
+    """Write a bundle at ``folder`` that answers as the tiny one does, all outputs greater by ``shift``; return it."""
+    shifts = helper.make_node("Constant", [], ["shift"], value=helper.make_tensor("s", TensorProto.FLOAT, [], [shift]))
+    cap = helper.make_node("Constant", [], ["cap"], value=helper.make_tensor("c", TensorProto.FLOAT, [], [CAP]))
+    relu, capped = helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Min", ["r", "cap"], ["m"])
+    contents = {
+        ORIGINAL: _model([shifts, relu, helper.make_node("Add", ["r", "shift"], ["y"])], TensorProto.FLOAT),
+        BOUNDED: _model([shifts, cap, relu, capped, helper.make_node("Add", ["m", "shift"], ["y"])], TensorProto.FLOAT),
+        THRESHOLDS: pack_scores(clean_scores()),
+    }
+    save_bundle(folder, manifest(), contents)
+    return folder
 
 
 def _model(nodes: list[NodeProto], dtype: int) -> bytes:

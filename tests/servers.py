@@ -20,6 +20,7 @@ from guard.types import TensorSpec
 from serving._pb import open_inference_pb2 as pb
 from serving.config import Limits, ServerConfig
 from serving.server import Running, serve
+from serving.store import Store
 
 __all__ = ["TIMEOUT_S", "GatedModel", "Live", "infer_request", "live", "tensors", "tiny_guard"]
 
@@ -62,6 +63,7 @@ class Live:
     channel: grpc.Channel
     registry: CollectorRegistry
     stop: threading.Event
+    loop: asyncio.AbstractEventLoop
 
     def rpc(self, name: str) -> grpc.UnaryUnaryMultiCallable:
         """Return a callable for one of the protocol's calls."""
@@ -87,21 +89,28 @@ class Live:
             return error.code(), error.details()
         raise AssertionError(f"answered {answer}")
 
+    def reload(self) -> None:
+        """Serve what lies in the store now."""
+        asyncio.run_coroutine_threadsafe(self.running.reload(), self.loop).result(TIMEOUT_S)
+
     def sample(self, name: str, **labels: str) -> float | None:
         """Return the value of one series."""
         return self.registry.get_sample_value(name, {"model": "tiny", **labels})
 
 
 @contextmanager
-def live(guard: Guard | None = None, *, limits: Limits | None = None, **config: Any) -> Iterator[Live]:
-    """Serve on free ports of 127.0.0.1 until the block ends."""
+def live(
+    guard: Guard | None = None, *, limits: Limits | None = None, store: Store | None = None, **config: Any
+) -> Iterator[Live]:
+    """Serve a guard, or what is in a store, on free ports of 127.0.0.1 until the block ends."""
     stop, registry, started = threading.Event(), CollectorRegistry(), Future()
     settings = ServerConfig(port=0, metrics_port=0, limits=limits or Limits(grace_s=5), **config)
 
     async def main() -> None:
         try:
-            async with serve(guard or tiny_guard(), settings, registry=registry) as running:
-                started.set_result(running)
+            served = guard or (None if store else tiny_guard())
+            async with serve(served, settings, store=store, registry=registry) as running:
+                started.set_result((running, asyncio.get_running_loop()))
                 await asyncio.to_thread(stop.wait)
         except BaseException as error:
             if started.done():
@@ -111,9 +120,9 @@ def live(guard: Guard | None = None, *, limits: Limits | None = None, **config: 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     try:
-        running = started.result(TIMEOUT_S)
+        running, loop = started.result(TIMEOUT_S)
         with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
-            yield Live(running=running, channel=channel, registry=registry, stop=stop)
+            yield Live(running=running, channel=channel, registry=registry, stop=stop, loop=loop)
     finally:
         stop.set()
         thread.join(TIMEOUT_S)

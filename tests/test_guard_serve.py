@@ -108,7 +108,11 @@ def test_a_second_server_on_the_port_fails_with_one_line(bundle):
 
 WRONG = {
     "no bundle": (["/nowhere"], "/nowhere is no folder"),
-    "no argument": ([], "the following arguments are required: DIR"),
+    "no argument": ([], "give either a bundle, DIR, or --repository DIR"),
+    "two sources": (["d", "--repository", "r"], "give either a bundle, DIR, or --repository DIR"),
+    "a name for many": (["--repository", "r", "--model-name", "m"], "--model-name names a single bundle"),
+    "no repository": (["--repository", "/nowhere"], "cannot read the folder '/nowhere'"),
+    "control": (["d", "--model-control", "poll"], "invalid choice: 'poll'"),
     "port": (["d", "--port", "65536"], "'65536' is no whole number from 0 to 65535"),
     "rows": (["d", "--max-rows", "0"], "'0' is no whole number from 1"),
     "threads": (["d", "--threads", "two"], "'two' is no whole number from 1"),

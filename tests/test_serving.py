@@ -113,7 +113,7 @@ def test_the_server_says_what_it_is(server):
     metadata = server.call("ServerMetadata")
     assert metadata.name == "trigger-guard"
     assert metadata.version[0].isdigit()
-    assert list(metadata.extensions) == ["model_configuration", "statistics"]
+    assert list(metadata.extensions) == ["model_configuration", "model_repository", "statistics"]
     (model,) = server.call("RepositoryIndex", pb.RepositoryIndexRequest(ready=True)).models
     assert (model.name, model.version, model.state) == ("tiny", "1", "READY")
 
