@@ -10,7 +10,7 @@ help:
 	@echo "make demo   train a backdoored model on the digits, guard it, serve it, attack it; one table"
 	@echo "make test   lint, types and all tests"
 	@echo "make unit   the tests alone        make check   lint and types alone"
-	@echo "make slow   the tests that take minutes: a hundred thousand malformed requests, a soak"
+	@echo "make slow   the tests that take minutes: a hundred thousand malformed requests (FUZZ_REQUESTS), a soak (SOAK_MINUTES)"
 	@echo "make scoreboard   every attack against every detector (hours, resumable); QUICK=1 on the digits alone (minutes)"
 	@echo "make zoo   train the backdoored models that it needs (hours, resumable)"
 	@echo "make bench  the figures of benchmarks/results.md        make proto   regenerate serving/_pb"
