@@ -203,12 +203,14 @@ def _with_thresholds(draft: Bundle, split: CalibrationSplit, settings: FitSettin
     """Apply the rule to scores that the guard itself gives on the models that will ship."""
     rule = RULES[settings.rule]
     stage = f"scoring the {rule.part} set"
-    scores = answer(_open(draft, settings), getattr(split, rule.part), progress, stage=stage).scores
+    answered = answer(_open(draft, settings), getattr(split, rule.part), progress, stage=stage)
+    scores = answered.scores
     thresholds = {
         "alert": rule.fit(scores, settings.target_fpr),
         "correct": rule.fit(scores, settings.correct_fpr),
     }
-    return replace(draft, manifest=replace(draft.manifest, thresholds=thresholds), clean_scores=np.sort(scores))
+    manifest, order = replace(draft.manifest, thresholds=thresholds), np.argsort(scores, kind="stable")
+    return replace(draft, manifest=manifest, clean_scores=scores[order], clean_classes=answered.original[order])
 
 
 def _open(bundle: Bundle, settings: FitSettings) -> Guard:
@@ -239,7 +241,7 @@ def _save(fitted: Bundle, place: str | Path, findings: Findings, look: Mapping[s
     contents = {
         ORIGINAL: fitted.original,
         BOUNDED: fitted.bounded,
-        THRESHOLDS: pack_scores(fitted.clean_scores),
+        THRESHOLDS: pack_scores(fitted.clean_scores, fitted.clean_classes),
         FINDINGS: pack_findings(findings),
         REPORT: render_report(read_manifest(write_manifest(manifest)), findings),  # as it will be read back
     }

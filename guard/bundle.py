@@ -5,22 +5,18 @@ was checked is what is used: files are read once, and models are opened from tho
 """
 
 import hashlib
-import io
 import os
 import reprlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from guard.detector import Detector, unpack_detector
 from guard.errors import BundleError
-from guard.folder import identity, names_in, read_plain, write_folder
+from guard.folder import identity, names_in, read_plain, write_folder, written_at
 from guard.manifest import FileDigest, Manifest, read_manifest, write_manifest
-from guard.types import FloatArray
+from guard.score_file import NPZ_ERRORS, THRESHOLDS, pack_scores, read_arrays, unpack_scores
+from guard.types import FloatArray, IntArray
 
 __all__ = [
     "BOUNDED",
@@ -38,7 +34,7 @@ __all__ = [
     "save_bundle",
 ]
 
-MANIFEST, ORIGINAL, BOUNDED, THRESHOLDS = "manifest.json", "original.onnx", "bounded.onnx", "thresholds.npz"
+MANIFEST, ORIGINAL, BOUNDED = "manifest.json", "original.onnx", "bounded.onnx"
 OBSERVED, DETECTOR = "observed.onnx", "detector.npz"
 FINDINGS, REPORT = "findings.npz", "report.html"
 
@@ -49,9 +45,6 @@ _ALLOWED = _REQUIRED | _DETECTING | _FOR_PEOPLE
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _ATTEMPTS = 5
 _IMAGE_RANK = 4
-# What numpy and zipfile raise for bytes that are no npz file, or not quite.
-_NPZ_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, RuntimeError, MemoryError,
-               OverflowError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +56,9 @@ class Bundle:
         original: The original model, serialised.
         bounded: The bounded model, serialised.
         clean_scores: (n,) ascending scores of the clean samples that the thresholds were fitted on.
+        clean_classes: (n,) the class that the original gives each of them; None where the bundle does not tell.
+        written_at: When the manifest was written, in seconds since the epoch, as its file says; None of a bundle that
+            never was on disk.
         observed: The original with the outputs that the one-pass detector reads, serialised, where the score needs one.
         detector: What the detector learned, where there is one.
         findings: What was found while fitting, as calibrate packs it, where it was kept; no verdict depends on it.
@@ -72,6 +68,8 @@ class Bundle:
     original: bytes
     bounded: bytes
     clean_scores: FloatArray
+    clean_classes: IntArray | None = None
+    written_at: float | None = None
     observed: bytes | None = None
     detector: Detector | None = None
     findings: bytes | None = None
@@ -101,7 +99,7 @@ def _load(folder: Path) -> Bundle:
     manifest = read_manifest(read_plain(folder / MANIFEST, limit=_MAX_MANIFEST_BYTES))
     _check_names(folder, present=present, named=set(manifest.files), required=_required(manifest))
     contents = {name: _read_verified(folder / name, digest) for name, digest in sorted(manifest.files.items())}
-    scores = _unpack_scores(contents[THRESHOLDS])
+    scores, classes = unpack_scores(contents[THRESHOLDS], n_classes=manifest.n_classes)
     if any(threshold.n != len(scores) for threshold in manifest.thresholds.values()):
         raise BundleError(f"{THRESHOLDS} holds {len(scores)} scores, but the manifest's thresholds name another number")
     return Bundle(
@@ -109,6 +107,8 @@ def _load(folder: Path) -> Bundle:
         original=contents[ORIGINAL],
         bounded=contents[BOUNDED],
         clean_scores=scores,
+        clean_classes=classes,
+        written_at=written_at(folder / MANIFEST),
         observed=contents.get(OBSERVED),
         detector=_unpack_detector(contents, manifest),
         findings=contents.get(FINDINGS),
@@ -138,13 +138,6 @@ def save_bundle(path: str | Path, manifest: Manifest, contents: Mapping[str, byt
     except OSError as error:
         raise BundleError(f"cannot write a bundle at {target}: {error.strerror}") from error
     return manifest
-
-
-def pack_scores(clean_scores: FloatArray) -> bytes:
-    """Return the content of thresholds.npz: the clean scores, ascending, as ``clean_scores``."""
-    buffer = io.BytesIO()
-    np.savez(buffer, clean_scores=np.sort(clean_scores).astype(np.float64))
-    return buffer.getvalue()
 
 
 def check_place(path: str | Path) -> None:
@@ -184,28 +177,14 @@ def _check_contents(contents: Mapping[str, bytes], *, required: frozenset[str]) 
         )
 
 
-def _unpack_scores(content: bytes) -> FloatArray:
-    try:
-        scores = _arrays(content)["clean_scores"]
-    except _NPZ_ERRORS as error:
-        raise BundleError(
-            f"{THRESHOLDS} holds no clean_scores ({reprlib.repr(str(error))}); fit the bundle again"
-        ) from error
-    # Infinite scores are scores; NaN is in no order with anything, itself included.
-    is_flat = scores.dtype == np.float64 and scores.ndim == 1 and len(scores) > 0
-    if not is_flat or np.isnan(scores).any() or (scores[:-1] > scores[1:]).any():
-        raise BundleError(f"clean_scores in {THRESHOLDS} are not ascending float64 numbers; fit the bundle again")
-    return scores
-
-
 def _unpack_detector(contents: Mapping[str, bytes], manifest: Manifest) -> Detector | None:
     if manifest.detector is None:
         return None
     try:
-        found = unpack_detector(_arrays(contents[DETECTOR]), n_sites=len(manifest.detector["sites"]))
+        found = unpack_detector(read_arrays(contents[DETECTOR]), n_sites=len(manifest.detector["sites"]))
         if not _can_fill(found.fill, manifest):
             raise ValueError(f"fill holds {len(found.fill)} channels, not those of the inputs")
-    except _NPZ_ERRORS as error:
+    except NPZ_ERRORS as error:
         raise BundleError(
             f"{DETECTOR} is not what a detector needs ({reprlib.repr(str(error))}); fit the bundle again"
         ) from error
@@ -218,11 +197,6 @@ def _can_fill(pixel: FloatArray, manifest: Manifest) -> bool:
     if len(manifest.inputs) > 1 or len(shape) != _IMAGE_RANK:
         return not len(pixel)
     return len(pixel) in (0, shape[1 if manifest.preprocessing["layout"] == "nchw" else 3] or len(pixel))
-
-
-def _arrays(content: bytes) -> Mapping[str, FloatArray]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {name: np.asarray(arrays[name]) for name in arrays.files}
 
 
 def _check_names(folder: Path, *, present: set[str], named: set[str], required: frozenset[str]) -> None:

@@ -18,12 +18,14 @@ __all__ = [
     "exceeds",
     "fit_certified_threshold",
     "fit_threshold",
+    "highest_rate",
     "p_values",
     "required_for_certificate",
     "required_samples",
 ]
 
 _LOG_MISS = math.log(0.05)  # the chance that a certified threshold's own rate is higher than it says
+_HALVINGS = 50  # of an interval of rates, down to rounding
 _ROUNDING = 1e-9  # of logarithms of sums of up to a million terms
 
 
@@ -79,6 +81,27 @@ def certified_rank(n: int, target_fpr: float) -> int | None:
 def required_for_certificate(target_fpr: float) -> int:
     """Return the smallest n for which a rate can be certified: n >= ln .05 / ln(1 - target_fpr)."""
     return max(math.ceil(_LOG_MISS / math.log1p(-target_fpr) - _ROUNDING), 1)
+
+
+def highest_rate(n: int, rank: int, *, miss: float) -> float:
+    """Return the rate at which clean inputs score past the rank-th largest of n clean scores, at most.
+
+    It is the 1 - miss quantile of Beta(rank, n + 1 - rank), the u with P(Binomial(n, u) <= rank - 1) = miss: a bound
+    for all but a share ``miss`` of calibration sets, with ties among scores too.
+
+    Args:
+        n: Clean scores.
+        rank: From 1, the largest, to n.
+        miss: The chance of a calibration set for which it is no bound, in (0, 1).
+    """
+    k = np.arange(1, rank)
+    log_choose = np.concatenate([[0.0], np.cumsum(np.log(n + 1 - k) - np.log(k))])
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        within = log_choose + np.arange(rank) * math.log(middle) + (n - np.arange(rank)) * math.log1p(-middle)
+        low, high = (middle, high) if np.logaddexp.reduce(within) > math.log(miss) else (low, middle)
+    return high
 
 
 def p_values(sorted_clean_scores: FloatArray, scores: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from guard.errors import BundleError
 
-__all__ = ["identity", "names_in", "read_plain", "write_folder"]
+__all__ = ["identity", "names_in", "read_plain", "write_folder", "written_at"]
 
 # No link is followed, and no pipe waited on.
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -24,6 +24,14 @@ def identity(folder: Path) -> tuple[int, ...]:
     except (OSError, ValueError):
         return ()
     return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def written_at(file: Path) -> float | None:
+    """Return when a file was last written, in seconds since the epoch; None where it is gone."""
+    try:
+        return file.lstat().st_mtime
+    except (OSError, ValueError):
+        return None
 
 
 def names_in(folder: Path) -> set[str]:

@@ -17,6 +17,7 @@ from guard.evidence import Witness
 from guard.input_checks import check_inputs
 from guard.manifest import Manifest
 from guard.model import CPU, Model
+from guard.monitor import Monitor, Reference
 from guard.pair import ModelPair, misfit, open_models
 from guard.rows import n_rows
 from guard.scores import SCORES, correct, divergence, predicted_class
@@ -39,7 +40,8 @@ class Guard:
 
     def __init__(self, bundle: Bundle, *, original: Model, bounded: Model) -> None:
         self._manifest = bundle.manifest
-        self._clean_scores = bundle.clean_scores
+        self._reference = Reference(scores=bundle.clean_scores, predicted_class=bundle.clean_classes)
+        self._written_at = bundle.written_at
         self._detector = bundle.detector
         self._pair = ModelPair(bundle.manifest, original=original, bounded=bounded)
         self._corrector = None if bundle.detector is None else Corrector(bundle, bundle.detector, self._pair)
@@ -70,6 +72,15 @@ class Guard:
     def manifest(self) -> Manifest:
         """What the bundle says of itself."""
         return self._manifest
+
+    @property
+    def written_at(self) -> float | None:
+        """When its bundle was written, in seconds since the epoch; None of a bundle that never was on disk."""
+        return self._written_at
+
+    def monitor(self) -> Monitor:
+        """Return a new monitor that gathers evidence of this guard's verdicts, for ``monitor.update(verdict)``."""
+        return Monitor(self._reference, n_classes=self._manifest.n_classes)
 
     def __call__(self, inputs: Inputs) -> Verdict:
         """Judge every row and answer it.
@@ -149,7 +160,7 @@ class Guard:
         return Verdict(
             predicted_class=predicted_class(run.original.outputs),
             corrected_class=predicted_class(answers.outputs),
-            p_value=p_values(self._clean_scores, scores),
+            p_value=p_values(self._reference.scores, scores),
             divergence=divergences,
             score=scores,
             flagged=flagged,

@@ -88,6 +88,8 @@ class Endpoint:
         self._metrics = metrics
         self._clock = clock
         metrics.add_model(self.name, guard.manifest, version=version)
+        self._monitor = guard.monitor()
+        metrics.watch_model(self.name, self._monitor, written_at=guard.written_at)
         self.runner = Runner(
             max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_in_flight, self.name)
         )
@@ -153,6 +155,8 @@ class Endpoint:
         with self._stage("judge"):
             verdict = self._guard.judge(inputs, original)
         self._metrics.count_verdict(self.name, verdict)
+        # Not the one that metrics show by now: the bundle may have been reloaded, and scores are of this one.
+        self._monitor.update(verdict)
         return verdict
 
     @contextmanager

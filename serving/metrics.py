@@ -8,7 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.metrics import MetricWrapperBase
 
 from guard.manifest import Manifest, write_manifest
+from guard.monitor import Monitor
 from guard.types import Verdict
+from serving.evidence import EvidenceCollector
 
 __all__ = ["UNKNOWN", "Metrics", "Stage"]
 
@@ -66,6 +68,11 @@ class Metrics:
             ["model", "threshold"],
             registry=registry,
         )
+        self._written_at = Gauge(
+            "guard_bundle_written_timestamp_seconds", "When the bundle was written.", ["model"], registry=registry
+        )
+        self._evidence = EvidenceCollector(max_classes_listed=_MAX_CLASSES_LISTED)
+        registry.register(self._evidence)
         self._model_info = Info("guard_model", "The model that is guarded.", ["model"], registry=registry)
         self._bundle_info = Info("guard_bundle", "The bundle that guards it.", ["model"], registry=registry)
 
@@ -89,9 +96,22 @@ class Metrics:
     def remove_model(self, model: str) -> None:
         """End the series of a model that is served no more."""
         self._models.discard(model)
+        self._evidence.forget(model)
         for metric in vars(self).values():
             if isinstance(metric, MetricWrapperBase) and "model" in metric._labelnames:
                 metric.remove_by_labels({"model": model})
+
+    def watch_model(self, model: str, monitor: Monitor, *, written_at: float | None) -> None:
+        """Start the series that tell whether a model is attacked and whether its calibration still holds.
+
+        Args:
+            model: One that was added.
+            monitor: Whoever judges feeds it; it takes the place of an earlier one.
+            written_at: When its bundle was written, in seconds since the epoch, where that is known.
+        """
+        self._evidence.watch(model, monitor)
+        if written_at is not None:
+            self._written_at.labels(model).set(written_at)
 
     def count_request(self, model: str, status: grpc.StatusCode) -> None:
         """Count one inference request; a model that is not served counts as unknown."""

@@ -19,8 +19,9 @@ THIRD_PARTY = {
 }  # fmt: skip
 
 GUARD_IN_ORDER = (
-    {"errors"}, {"types"}, {"folder", "input_checks", "json_checks", "places", "rows", "scores", "conformal", "views"},
-    {"manifest", "detector"}, {"model"}, {"bundle"}, {"pair"}, {"corrector", "evidence"}, {"runtime"},
+    {"errors"}, {"types"}, {"folder", "input_checks", "json_checks", "places", "rows", "scores", "score_file",
+                            "conformal", "betting", "views"},
+    {"manifest", "detector", "monitor"}, {"model"}, {"bundle"}, {"pair"}, {"corrector", "evidence"}, {"runtime"},
 )  # fmt: skip
 """Low to high: a module imports from lower layers only, never from its own."""
 

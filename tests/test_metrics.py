@@ -1,5 +1,6 @@
 """Metrics count what the guard did, take no label from clients, and are all explained in docs/metrics.md."""
 
+import os
 import re
 import urllib.request
 from dataclasses import replace
@@ -8,10 +9,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from bundles import CLEAN, TRIGGERED, manifest
+from bundles import CLEAN, TRIGGERED, manifest, tiny_bundle
 from prometheus_client import CollectorRegistry
 from servers import TIMEOUT_S, infer_request, live
+from streams import verdict
 
+from guard import Guard
+from guard.monitor import Monitor, Reference
 from guard.types import TensorSpec
 from serving.metrics import Metrics
 
@@ -62,6 +66,23 @@ def test_p_values_fall_into_buckets_that_a_threshold_can_be_read_from(server):
     assert server.sample("guard_p_value_bucket", le="1.0") == 2
 
 
+def test_evidence_is_shown_for_the_model_and_each_class():
+    with live() as running:
+        before = running.sample("guard_class_trigger_evidence", predicted_class="0")
+        running.infer(np.concatenate([TRIGGERED] * 64))
+        assert running.sample("guard_trigger_evidence") > 1000
+        assert running.sample("guard_class_trigger_evidence", predicted_class="0") > 1000 * before
+        assert running.sample("guard_class_trigger_evidence", predicted_class="1") < 1
+        assert running.sample("guard_drift_evidence") < 2
+
+
+def test_the_age_of_a_bundle_is_told_where_it_was_read_from_a_folder(tmp_path):
+    bundle = tiny_bundle(tmp_path)
+    os.utime(bundle / "manifest.json", (1e9, 1e9))
+    with live(Guard.load(bundle)) as running:
+        assert running.sample("guard_bundle_written_timestamp_seconds") == 1e9
+
+
 def test_promises_and_origins_are_told(server):
     assert server.sample("guard_target_fpr", threshold="alert") == 0.01
     assert server.sample("guard_target_fpr", threshold="correct") == 0.1
@@ -100,6 +121,15 @@ def test_a_model_of_very_many_classes_lists_only_those_that_were_flagged():
     many = replace(manifest(), output=TensorSpec(name="y", dtype="float32", shape=(None, 1001)))
     Metrics(registry).add_model("m", many, version="1")
     assert registry.get_sample_value("guard_flagged_rows_total", {"model": "m", "predicted_class": "0"}) is None
+
+
+def test_of_very_many_classes_only_those_with_evidence_are_listed():
+    registry = CollectorRegistry()
+    monitor = Monitor(Reference(scores=np.linspace(0, 1, 1000)), n_classes=1001)
+    Metrics(registry).watch_model("m", monitor, written_at=None)
+    monitor.update(verdict(np.full(160, 2.0), [1000] * 160))
+    found = {s.labels["predicted_class"] for m in registry.collect() if "class_trigger" in m.name for s in m.samples}
+    assert found == {"1000"}
 
 
 def test_statuses_are_those_of_grpc():
