@@ -59,6 +59,22 @@ def test_scores_that_are_none_are_refused(tmp_path, content):
     assert "clean_scores" in refusal(with_thresholds(tmp_path, content))
 
 
+def test_the_class_of_each_score_is_kept_beside_it_where_it_is_known(tmp_path):
+    scores, classes = clean_scores()[::-1], np.arange(200) % 3
+    loaded = load_bundle(with_thresholds(tmp_path, pack_scores(scores, classes)))
+    assert loaded.clean_classes.tolist() == classes[::-1].tolist()
+
+
+def test_a_bundle_need_not_tell_the_classes(tmp_path):
+    assert load_bundle(with_thresholds(tmp_path, pack_scores(clean_scores()))).clean_classes is None
+
+
+@pytest.mark.parametrize("classes", [np.zeros(199, int), np.full(200, 3), np.full(200, -1), np.zeros(200)])
+def test_classes_that_are_none_are_refused(tmp_path, classes):
+    content = packed(clean_scores=clean_scores(), predicted_class=classes)
+    assert "predicted_class in thresholds.npz is not one of 3 classes" in refusal(with_thresholds(tmp_path, content))
+
+
 def test_a_plain_array_in_place_of_the_scores_is_refused(tmp_path):
     buffer = io.BytesIO()
     np.save(buffer, clean_scores())

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
 from guard.conformal import (
     certified_rank,
     exceeds,
     fit_certified_threshold,
     fit_threshold,
+    highest_rate,
     p_values,
     required_for_certificate,
     required_samples,
@@ -226,3 +227,9 @@ def test_a_certified_thresholds_own_rate_is_too_high_in_at_most_5_percent_of_dra
     # The chance is that of the rank: r is the largest, so that it is not far below.
     chance = binom.cdf(certified_rank(n, rate), n, rate)
     assert binom.ppf(0.001, n_draws, chance) <= n_above <= binom.ppf(0.999, n_draws, chance)
+
+
+@given(n=st.integers(1, 3000), share=st.floats(0, 1), miss=st.floats(1e-6, 0.9))
+def test_the_highest_rate_is_the_quantile_of_the_beta_distribution(n, share, miss):
+    rank = 1 + round(share * (n - 1))
+    assert highest_rate(n, rank, miss=miss) == pytest.approx(beta.ppf(1 - miss, rank, n + 1 - rank), rel=1e-6)

@@ -95,6 +95,14 @@ def test_the_manifest_says_what_was_fitted(digits_bundle):
     assert manifest.calibration["labels"] == "given"
 
 
+def test_the_bundle_knows_the_class_of_each_clean_score(digits, digits_bundle):
+    bundle, guard = load_bundle(digits_bundle), Guard.load(digits_bundle)
+    with np.load(digits.clean) as samples:
+        verdict = guard(samples["inputs"])
+    known = set(zip(verdict.score.tolist(), verdict.predicted_class.tolist(), strict=True))
+    assert set(zip(bundle.clean_scores.tolist(), bundle.clean_classes.tolist(), strict=True)) <= known
+
+
 def test_two_fits_give_the_same_bytes_in_every_file(digits, digits_bundle, tmp_path):
     again = fit(digits.model, digits.clean, tmp_path / "again")
     assert _contents(again) == _contents(digits_bundle)
