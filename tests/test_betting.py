@@ -33,7 +33,7 @@ def test_a_bet_is_fair_at_the_bound(bound):
     assert expected_evidence(bound, bound=bound) == pytest.approx(1 + RESTART * BLOCK)
 
 
-@given(bound=st.floats(0.001, 0.9), share=st.floats(0, 0.99))
+@given(bound=st.floats(0.001, 0.9), share=st.floats(0.001, 0.99))
 def test_a_bet_loses_on_average_below_the_bound(bound, share):
     assert expected_evidence(share * bound, bound=bound) <= 1 + RESTART * BLOCK + 1e-9
 
