@@ -21,7 +21,7 @@ from guard.monitor import Monitor, Reference
 from guard.pair import ModelPair, misfit, open_models
 from guard.rows import n_rows
 from guard.scores import SCORES, correct, divergence, predicted_class
-from guard.types import Answers, BoolArray, FloatArray, Inputs, ModelRun, Verdict
+from guard.types import Answers, BoolArray, FloatArray, Inputs, ModelRun, Observed, Verdict
 
 __all__ = ["Guard"]
 
@@ -111,12 +111,25 @@ class Guard:
         def guarded(inputs: Inputs) -> Verdict:
             check_inputs(inputs, self._manifest.inputs)
             outputs = np.asarray(predict(inputs))
-            if problem := misfit(outputs, (n_rows(inputs), self._manifest.n_classes)):
-                raise InputError(f"the original's outputs, as predict gives them, are {problem}")
             observed = None if self._detector is None else self.run_original(inputs).observed
-            return self.judge(inputs, Answers(outputs=outputs, logits=self._pair.logits_of(outputs), observed=observed))
+            return self.judge(inputs, self.answers_from(inputs, outputs, observed=observed))
 
         return guarded
+
+    def answers_from(self, inputs: Inputs, outputs: FloatArray, *, observed: Observed | None = None) -> Answers:
+        """Return as answers, for judging, outputs of the original that somebody else computed.
+
+        Args:
+            inputs: As manifest.inputs says.
+            outputs: (N, C) what the original gives for them, as wrap takes it.
+            observed: Where the bundle has a detector, what run_original observed of the same inputs.
+
+        Raises:
+            InputError: The outputs are no floats (N, C).
+        """
+        if problem := misfit(outputs, (n_rows(inputs), self._manifest.n_classes)):
+            raise InputError(f"the original's outputs, as predict gives them, are {problem}")
+        return Answers(outputs=outputs, logits=self._pair.logits_of(outputs), observed=observed)
 
     def run_original(self, inputs: Inputs) -> Answers:
         """Return the original model's answers, all that judging needs (raises as calling the guard does)."""
