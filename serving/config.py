@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["Limits", "ModelControl", "OnFlag", "ServerConfig"]
+__all__ = ["Fail", "Limits", "ModelControl", "OnFlag", "ServerConfig", "UpstreamSettings"]
 
 
 class ModelControl(StrEnum):
@@ -20,6 +20,13 @@ class OnFlag(StrEnum):
     FLAG = "flag"
     REJECT = "reject"
     SHADOW = "shadow"
+
+
+class Fail(StrEnum):
+    """What a client gets when the guard itself fails in front of another server."""
+
+    CLOSED = "closed"
+    OPEN = "open"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,21 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamSettings:
+    """Another v2 server that keeps serving the original.
+
+    Args:
+        address: HOST:PORT of its gRPC port.
+        model: What it calls the model; None: as clients do.
+        fail: What clients get when the guard fails.
+    """
+
+    address: str
+    model: str | None = None
+    fail: Fail = Fail.CLOSED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """How a server presents a guarded model. docs/configuration.md states every entry.
 
@@ -52,6 +74,7 @@ class ServerConfig:
         expose_scores: Whether responses carry p-values.
         model_control: Whether clients may load and unload models.
         limits: What the server takes on.
+        upstream: Who runs the original; None: this server does.
     """
 
     model_name: str | None = None
@@ -62,3 +85,4 @@ class ServerConfig:
     expose_scores: bool = False
     model_control: ModelControl = ModelControl.NONE
     limits: Limits = field(default_factory=Limits)
+    upstream: UpstreamSettings | None = None

@@ -11,8 +11,14 @@ GuardError
 ├── NotReadyError          a model or version that cannot be served now
 ├── OverloadedError        too many requests in flight
 ├── StartError             the server cannot start: a port is taken, a name is impossible
-└── UnsupportedError       part of the protocol that is not offered
+├── UnguardedError         the guard failed, so that another server's answer cannot be let through
+├── UnsupportedError       part of the protocol that is not offered
+└── UpstreamError          what another server refused, in its words
 """
+
+from typing import Any
+
+import grpc
 
 from guard.errors import GuardError, InputError
 
@@ -26,7 +32,9 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "StartError",
+    "UnguardedError",
     "UnsupportedError",
+    "UpstreamError",
 ]
 
 
@@ -66,5 +74,26 @@ class StartError(GuardError):
     """The server cannot start."""
 
 
+class UnguardedError(GuardError):
+    """The guard failed, so that another server's answer cannot be let through."""
+
+
 class UnsupportedError(GuardError):
     """A part of the protocol that is not offered."""
+
+
+class UpstreamError(GuardError):
+    """What another server refused: its status, its words and what it sent along.
+
+    Args:
+        code: Its status.
+        text: Its words.
+        initial: Its initial metadata.
+        trailing: Its trailing metadata, which may hold details of the status.
+    """
+
+    def __init__(self, code: grpc.StatusCode, text: str, *, initial: Any = (), trailing: Any = ()) -> None:
+        super().__init__(text)
+        self.code = code
+        self.initial = initial
+        self.trailing = trailing

@@ -17,7 +17,7 @@ __all__ = ["UNKNOWN", "Metrics", "Stage"]
 UNKNOWN = "unknown"
 """The model label of requests for a model that is not served: what clients write never becomes a label."""
 
-Stage = Literal["queue", "original", "judge"]
+Stage = Literal["queue", "original", "upstream", "judge"]
 
 _MAX_CLASSES_LISTED = 1000
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -48,6 +48,12 @@ class Metrics:
         )
         self._failures = Counter(
             "guard_failures", "Runs that failed, by the stage that did.", ["model", "stage"], registry=registry
+        )
+        self._unguarded = Counter(
+            "guard_unguarded_answers",
+            "Answers of an upstream let through although the guard failed.",
+            ["model"],
+            registry=registry,
         )
         self._in_flight = Gauge(
             "guard_requests_in_flight", "Requests waiting or running.", ["model"], registry=registry
@@ -85,8 +91,9 @@ class Metrics:
             self._target_fpr.labels(model, name).set(threshold.target_fpr)
         for counter in (self._rows, self._corrected):
             counter.labels(model)
-        for stage in ("original", "judge"):
+        for stage in ("original", "upstream", "judge"):
             self._failures.labels(model, stage)
+        self._unguarded.labels(model)
         if manifest.n_classes <= _MAX_CLASSES_LISTED:
             for predicted_class in range(manifest.n_classes):
                 self._flagged.labels(model, str(predicted_class))
@@ -128,6 +135,10 @@ class Metrics:
     def count_failure(self, model: str, stage: Stage) -> None:
         """Count a run that failed."""
         self._failures.labels(model, stage).inc()
+
+    def count_unguarded(self, model: str) -> None:
+        """Count an answer that was let through although the guard failed."""
+        self._unguarded.labels(model).inc()
 
     def count_verdict(self, model: str, verdict: Verdict) -> None:
         """Count the rows of one verdict."""

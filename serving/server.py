@@ -6,8 +6,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from importlib import metadata
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -17,15 +15,14 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from guard.runtime import Guard
 from serving._pb import open_inference_pb2 as pb
+from serving.behind import Behind, open_behind
 from serving.config import ServerConfig
 from serving.errors import StartError
 from serving.health import HEALTH_SERVICE, Health
 from serving.metrics import Metrics
-from serving.models import IndexEntry, Models
-from serving.repository import Repository
-from serving.servicer import SERVER_NAME, SERVICE, Servicer
+from serving.models import IndexEntry
+from serving.servicer import SERVICE
 from serving.store import Store
-from serving.transport import generic_handler
 
 __all__ = ["Running", "serve"]
 
@@ -79,37 +76,19 @@ async def serve(
     """
     registry = registry or CollectorRegistry()
     metrics, health = Metrics(registry), Health()
-    repository = Repository(config, metrics=metrics, store=store, on_change=partial(_tell, health), clock=clock)
-    servicer = Servicer(repository, metrics=metrics, version=metadata.version(SERVER_NAME), clock=clock)
-    if guard is not None:
-        repository.put(guard)
+    behind = open_behind(guard, config, store=store, metrics=metrics, health=health, clock=clock)
     server, port = _bind(config)
-    server.add_generic_rpc_handlers((generic_handler(SERVICE, servicer.rpcs(), clock=clock), health.handler()))
+    server.add_generic_rpc_handlers((behind.handler, health.handler()))
     _add_reflection(server)
     with _metrics_server(config, registry) as metrics_port:
         await server.start()
         try:
-            if guard is None:
-                await _fill(repository)
+            await behind.begin()
             yield Running(
-                host=config.host,
-                port=port,
-                metrics_port=metrics_port,
-                index=repository.models.index,
-                reload=repository.refresh,
+                host=config.host, port=port, metrics_port=metrics_port, index=behind.index, reload=behind.reload
             )
         finally:
-            await _drain(server, health, repository, grace_s=config.limits.grace_s)
-
-
-async def _fill(repository: Repository) -> None:
-    await repository.refresh()
-    if not repository.models.names:
-        raise StartError("the repository holds no model; put bundles into folders MODEL/VERSION in it")
-
-
-def _tell(health: Health, models: Models) -> None:
-    health.set({"": models.ready, SERVICE: models.ready, **{name: models.is_ready(name) for name in models.names}})
+            await _drain(server, health, behind, grace_s=config.limits.grace_s)
 
 
 def _bind(config: ServerConfig) -> tuple[grpc.aio.Server, int]:
@@ -158,13 +137,13 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server, pool=pool)
 
 
-async def _drain(server: grpc.aio.Server, health: Health, repository: Repository, *, grace_s: float) -> None:
+async def _drain(server: grpc.aio.Server, health: Health, behind: Behind, *, grace_s: float) -> None:
     health.drain()
     loop = asyncio.get_running_loop()
     end = loop.time() + grace_s
-    await repository.drain(grace_s)
+    await behind.drain(grace_s)
     await server.stop(max(0.0, min(_REST_S, end - loop.time())))
-    await repository.close()
+    await behind.close()
 
 
 def _address(host: str, port: int) -> str:

@@ -18,7 +18,9 @@ from serving.errors import (
     NotReadyError,
     OverloadedError,
     StartError,
+    UnguardedError,
     UnsupportedError,
+    UpstreamError,
 )
 
 __all__ = ["STATUS", "Refusal", "refusal", "status_code"]
@@ -30,6 +32,7 @@ STATUS: Mapping[type[GuardError], grpc.StatusCode] = MappingProxyType(
         CalibrationError: grpc.StatusCode.INTERNAL,
         ModelError: grpc.StatusCode.INTERNAL,
         StartError: grpc.StatusCode.INTERNAL,
+        UnguardedError: grpc.StatusCode.INTERNAL,
         InputError: grpc.StatusCode.INVALID_ARGUMENT,
         MalformedError: grpc.StatusCode.INVALID_ARGUMENT,
         DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -40,9 +43,10 @@ STATUS: Mapping[type[GuardError], grpc.StatusCode] = MappingProxyType(
         NotReadyError: grpc.StatusCode.UNAVAILABLE,
         OverloadedError: grpc.StatusCode.UNAVAILABLE,
         UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+        UpstreamError: grpc.StatusCode.UNAVAILABLE,
     }
 )
-"""The status of every error in the tree."""
+"""The status of every error in the tree; an UpstreamError brings its own."""
 
 _MAX_CHARACTERS = 500
 
@@ -58,6 +62,8 @@ def status_code(error: BaseException) -> grpc.StatusCode:
     """Return the status of any exception that a request may end with."""
     if isinstance(error, asyncio.CancelledError):
         return grpc.StatusCode.CANCELLED
+    if isinstance(error, UpstreamError):
+        return error.code
     return next((STATUS[t] for t in type(error).__mro__ if t in STATUS), grpc.StatusCode.INTERNAL)
 
 
@@ -69,6 +75,8 @@ def refusal(error: Exception, *, incident: str) -> Refusal:
         incident: A word that the server's log carries too. What is internal stays there: the client gets only this.
     """
     code = status_code(error)
+    if isinstance(error, UpstreamError):
+        return Refusal(code, str(error))
     if code == grpc.StatusCode.INTERNAL:
         return Refusal(code, f"the request failed inside the server; its log says why under {incident}")
     text = str(error)

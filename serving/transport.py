@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -13,9 +14,11 @@ from serving.errors import MalformedError
 from serving.servicer import Rpc
 from serving.status import Refusal, refusal
 
-__all__ = ["generic_handler"]
+__all__ = ["generic_handler", "parse", "refuse"]
 
 _logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
 
 Behaviour = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
 
@@ -41,17 +44,22 @@ def _behaviour(rpc: Rpc, clock: Callable[[], float]) -> Behaviour:
         remaining = context.time_remaining()
         deadline = None if remaining is None else clock() + remaining
         try:
-            response = await rpc.answer(_parse(rpc.request, content), deadline)
+            response = await rpc.answer(parse(rpc.request, content), deadline)
             return response.SerializeToString()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status and never a stack trace
-            refused = _refuse(error)
+            refused = refuse(error)
         await context.abort(refused.code, refused.text)
         return b""
 
     return behave
 
 
-def _parse(request: type[Message], content: bytes) -> Message:
+def parse(request: type[M], content: bytes) -> M:
+    """Return the message that bytes hold.
+
+    Raises:
+        MalformedError: They hold none.
+    """
     try:
         return request.FromString(content)
     except DecodeError as error:
@@ -59,7 +67,8 @@ def _parse(request: type[Message], content: bytes) -> Message:
         raise MalformedError(f"the request is no {name}: its {len(content)} bytes cannot be parsed") from error
 
 
-def _refuse(error: Exception) -> Refusal:
+def refuse(error: Exception) -> Refusal:
+    """Return what to tell the client of an error, and log what it is not told."""
     incident = secrets.token_hex(6)
     refused = refusal(error, incident=incident)
     if refused.code == grpc.StatusCode.INTERNAL:

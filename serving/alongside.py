@@ -1,0 +1,246 @@
+"""One guarded model that somebody else runs: the guard's own runs beside theirs, then the verdict on their answer."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from guard.errors import GuardError, InputError, ModelError
+from guard.input_checks import ArraysByName, check_inputs
+from guard.rows import n_rows
+from guard.runtime import Guard
+from guard.types import Answers, FloatArray, ModelRun, TensorSpec, Verdict
+from serving._pb import open_inference_pb2 as pb
+from serving.agreement import check_agreement
+from serving.answers import guard_tensors, output_specs
+from serving.codec import decode_inputs
+from serving.config import Fail, OnFlag, ServerConfig
+from serving.endpoint import served_name
+from serving.errors import UnguardedError
+from serving.exchange import check_inspectable, forwarded, is_plain, own_output, with_tensors
+from serving.metrics import Metrics, Stage
+from serving.turns import Turns
+
+__all__ = ["VERSION", "Alongside", "Ask"]
+
+VERSION = "1"
+"""What the metrics call the version of a bundle's model; the versions that clients see are the other server's."""
+
+Ask = Callable[[pb.ModelInferRequest], Awaitable[pb.ModelInferResponse]]
+"""Asks whoever runs the model; what it raises is what the client gets."""
+
+_COMPARED_EVERY = 64
+"""Of requests that need no run of the original here, each 64th gets one to compare the answers with."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """What the guard ran itself; None where it had no need to."""
+
+    original: Answers | None
+    bounded: Answers | None
+
+
+class Alongside:
+    """Guards the answers of one model that another server runs; used from one event loop.
+
+    Its ``name`` is what clients call the model, ``added`` are the outputs that they get beside the model's own, and
+    ``withheld`` the names of those they do not get: logits that tell what the corrected probabilities do not.
+
+    Args:
+        guard: Judges the rows.
+        config: Name, mode and limits.
+        theirs: What the other server calls the model; None: as clients do.
+        fail: What clients get when the guard fails.
+        metrics: Counts what happens.
+        clock: Seconds, only ever growing.
+
+    Raises:
+        BundleError: The model's output cannot be told apart from the guard's.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        config: ServerConfig,
+        *,
+        theirs: str | None = None,
+        fail: Fail = Fail.CLOSED,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = served_name(guard.manifest, config)
+        self.theirs = theirs or self.name
+        self._own, *added = output_specs(guard.manifest, on_flag=config.on_flag, expose_scores=config.expose_scores)
+        self.added: Sequence[TensorSpec] = added
+        logits = guard.manifest.logits or self._own.name
+        corrects = config.on_flag in (OnFlag.CORRECT, OnFlag.REJECT)
+        self.withheld = frozenset({logits} - {self._own.name}) if corrects else frozenset()
+        self._guard, self._config, self._fail = guard, config, fail
+        self._metrics, self._clock = metrics, clock
+        self._inputs = tuple(spec.with_free_batch() for spec in guard.manifest.inputs)
+        self._n_plain = itertools.count()
+        metrics.add_model(self.name, guard.manifest, version=VERSION)
+        self.runner = Turns(
+            max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_in_flight, self.name)
+        )
+
+    async def answer(
+        self, request: pb.ModelInferRequest, ask: Ask, *, deadline: float | None = None
+    ) -> pb.ModelInferResponse:
+        """Return the other server's answer as the client may see it.
+
+        Args:
+            request: For this model, as the client sent it.
+            ask: Called once, when the request is known to be one that the guard can judge.
+            deadline: On the clock.
+
+        Raises:
+            InputError: The inputs do not fit, hold NaN or infinity, or cannot be seen.
+            FlaggedError: A row is flagged and the mode is reject.
+            UnguardedError: The guard failed, and fails closed.
+            OverloadedError: Too many requests are in flight: a limit, and no failure that could open anything.
+            DeadlineError: The deadline passed before the guard's turn came.
+        """
+        check_inspectable(request, self._own.name)
+        sent = forwarded(
+            request,
+            model=self.theirs,
+            own=self._own.name,
+            added=[spec.name for spec in self.added],
+            withheld=self.withheld,
+        )
+        with self.runner.place():
+            inputs = await asyncio.to_thread(self._decode, request)
+            ran = asyncio.ensure_future(self._run(inputs, compared=self._is_compared(request), deadline=deadline))
+            ran.add_done_callback(_retrieve)
+            try:
+                with self._timed("upstream"):
+                    response = await ask(sent)
+                return await self._guarded(request, response, inputs, ran, deadline=deadline)
+            finally:
+                ran.cancel()
+
+    async def _guarded(
+        self,
+        request: pb.ModelInferRequest,
+        response: pb.ModelInferResponse,
+        inputs: ArraysByName,
+        ran: Awaitable[_Ran],
+        *,
+        deadline: float | None,
+    ) -> pb.ModelInferResponse:
+        response.model_name = self.name
+        try:
+            with self._counted("upstream"):
+                outputs = own_output(response, self._own)
+            judge = partial(self._judge, inputs, outputs, await ran)
+            answers, verdict = await self.runner.take(judge, deadline=deadline)
+        except UnguardedError:
+            if self._config.on_flag is OnFlag.SHADOW:
+                return response
+            if self._fail is Fail.CLOSED:
+                raise
+            return self._marked(request, response)
+        self._metrics.count_verdict(self.name, verdict)
+        return response if self._config.on_flag is OnFlag.SHADOW else self._told(request, response, answers, verdict)
+
+    def _told(
+        self, request: pb.ModelInferRequest, response: pb.ModelInferResponse, answers: Answers, verdict: Verdict
+    ) -> pb.ModelInferResponse:
+        mode, own = self._config.on_flag, self._own.name
+        expose_scores = self._config.expose_scores
+        tensors = dict(guard_tensors(answers, verdict, output=own, on_flag=mode, expose_scores=expose_scores))
+        if mode is OnFlag.FLAG or not verdict.corrected.any():
+            del tensors[own]  # theirs stays as it is, to the byte
+        told = with_tensors(response, tensors, asked=_asked(request), withheld=self.withheld)
+        told.parameters["guard_n_flagged"].int64_param = int(verdict.flagged.sum())
+        return told
+
+    def _marked(self, request: pb.ModelInferRequest, response: pb.ModelInferResponse) -> pb.ModelInferResponse:
+        self._metrics.count_unguarded(self.name)
+        marked = with_tensors(response, {}, asked=_asked(request), withheld=self.withheld)
+        marked.parameters["guard_failed"].bool_param = True
+        return marked
+
+    def _decode(self, request: pb.ModelInferRequest) -> ArraysByName:
+        inputs = decode_inputs(request, self._inputs)
+        limit = self._config.limits.max_rows
+        n = max(array.shape[0] if array.ndim else 0 for array in inputs.values())
+        if n > limit:
+            raise InputError(f"the request has {n} rows and the limit is {limit}; send fewer at a time")
+        return check_inputs(inputs, self._inputs)
+
+    def _is_compared(self, request: pb.ModelInferRequest) -> bool:
+        return not is_plain(request) or next(self._n_plain) % _COMPARED_EVERY == 0
+
+    async def _run(self, inputs: ArraysByName, *, compared: bool, deadline: float | None) -> _Ran:
+        run = partial(self._run_models, inputs, compared=compared, submitted=self._clock())
+        return await self.runner.take(run, deadline=deadline)
+
+    def _run_models(self, inputs: ArraysByName, *, compared: bool, submitted: float) -> _Ran:
+        self._metrics.observe_stage(self.name, "queue", self._clock() - submitted)
+        original = bounded = None
+        detects = self._guard.manifest.detector is not None
+        if detects or compared:
+            with self._timed("original"), self._counted("original"):
+                original = self._guard.run_original(inputs)
+        if not detects:
+            with self._timed("judge"), self._counted("judge"):
+                bounded = self._guard.run_bounded(inputs)
+        return _Ran(original=original, bounded=bounded)
+
+    def _judge(self, inputs: ArraysByName, outputs: FloatArray, ran: _Ran) -> tuple[Answers, Verdict]:
+        with self._counted("upstream"):
+            self._check(inputs, outputs, ran)
+        with self._timed("judge"), self._counted("judge"):
+            observed = None if ran.original is None else ran.original.observed
+            answers = self._guard.answers_from(inputs, outputs, observed=observed)
+            if ran.bounded is None:
+                return answers, self._guard.judge(inputs, answers)
+            return answers, self._guard.decide(ModelRun(original=answers, bounded=ran.bounded))
+
+    def _check(self, inputs: ArraysByName, outputs: FloatArray, ran: _Ran) -> None:
+        expected = (n_rows(inputs), self._guard.manifest.n_classes)
+        if outputs.shape != expected:
+            raise ModelError(f"the upstream answers {self._own.name} {outputs.shape}; the bundle's original {expected}")
+        if ran.original is not None:
+            is_probability = self._guard.manifest.output_kind == "probabilities"
+            check_agreement(outputs, ran.original.outputs, probabilities=is_probability)
+
+    @contextmanager
+    def _timed(self, stage: Stage) -> Iterator[None]:
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._metrics.observe_stage(self.name, stage, self._clock() - started)
+
+    @contextmanager
+    def _counted(self, stage: Stage) -> Iterator[None]:
+        """Count what fails on the guard's side, and make it one kind of error."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            self._metrics.count_failure(self.name, stage)
+            known = isinstance(error, GuardError)
+            _logger.error("model %s: the guard failed: %s", self.name, error, exc_info=None if known else error)  # noqa: TRY400
+            raise UnguardedError(f"model {self.name} is not guarded: {error}") from error
+
+
+def _asked(request: pb.ModelInferRequest) -> list[str]:
+    return [output.name for output in request.outputs]
+
+
+def _retrieve(ran: asyncio.Future[_Ran]) -> None:
+    """Keep asyncio from complaining of a failure that nobody waits for any more; it is counted and logged already."""
+    if not ran.cancelled():
+        ran.exception()

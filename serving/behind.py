@@ -1,0 +1,114 @@
+"""What is behind a server's port: models of its own, or another server whose answers are guarded."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+
+import grpc
+
+from guard.runtime import Guard
+from serving.alongside import Alongside
+from serving.config import ServerConfig, UpstreamSettings
+from serving.errors import StartError, UnsupportedError
+from serving.front import Front
+from serving.health import Health
+from serving.metrics import Metrics
+from serving.models import IndexEntry, Models
+from serving.repository import Repository
+from serving.servicer import SERVER_NAME, SERVICE, Servicer
+from serving.store import Store
+from serving.transport import generic_handler
+from serving.upstream import Upstream
+
+__all__ = ["Behind", "open_behind"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behind:
+    """What answers, and how it begins, changes and ends.
+
+    Args:
+        handler: Of the protocol's calls.
+        begin: Called once the server listens.
+        index: Says what is served.
+        reload: Serves what lies in the store now.
+        drain: Refuses new requests, and waits so many seconds at most for those in flight.
+        close: Ends every worker.
+    """
+
+    handler: grpc.GenericRpcHandler
+    begin: Callable[[], Awaitable[None]]
+    index: Callable[[], Sequence[IndexEntry]]
+    reload: Callable[[], Awaitable[None]]
+    drain: Callable[[float], Awaitable[None]]
+    close: Callable[[], Awaitable[None]]
+
+
+def open_behind(
+    guard: Guard | None,
+    config: ServerConfig,
+    *,
+    store: Store | None,
+    metrics: Metrics,
+    health: Health,
+    clock: Callable[[], float],
+) -> Behind:
+    """Return what the configuration puts behind a server (see serving.server.serve for the arguments).
+
+    Raises:
+        StartError: There is an upstream, and no one model that is guarded.
+        BundleError: The model's output has a name that the guard needs.
+    """
+    if config.upstream:
+        return _upstream(guard, config, config.upstream, metrics=metrics, health=health, clock=clock)
+    repository = Repository(config, metrics=metrics, store=store, on_change=partial(_tell, health), clock=clock)
+    servicer = Servicer(repository, metrics=metrics, version=metadata.version(SERVER_NAME), clock=clock)
+    if guard is not None:
+        repository.put(guard)
+    return Behind(
+        handler=generic_handler(SERVICE, servicer.rpcs(), clock=clock),
+        begin=partial(_fill, repository) if guard is None else _nothing,
+        index=repository.models.index,
+        reload=repository.refresh,
+        drain=repository.drain,
+        close=repository.close,
+    )
+
+
+def _upstream(
+    guard: Guard | None,
+    config: ServerConfig,
+    settings: UpstreamSettings,
+    *,
+    metrics: Metrics,
+    health: Health,
+    clock: Callable[[], float],
+) -> Behind:
+    if guard is None:
+        raise StartError("in front of an upstream one model is guarded; give its bundle, DIR, and not --repository")
+    upstream = Upstream(settings.address, clock=clock)
+    guarded = Alongside(guard, config, theirs=settings.model, fail=settings.fail, metrics=metrics, clock=clock)
+    front = Front(upstream, guarded, metrics=metrics, clock=clock)
+    health.set(dict.fromkeys(("", SERVICE, guarded.name), True))
+    return Behind(
+        handler=front, begin=_nothing, index=front.index, reload=_unsupported, drain=front.drain, close=front.close
+    )
+
+
+async def _fill(repository: Repository) -> None:
+    await repository.refresh()
+    if not repository.models.names:
+        raise StartError("the repository holds no model; put bundles into folders MODEL/VERSION in it")
+
+
+def _tell(health: Health, models: Models) -> None:
+    health.set({"": models.ready, SERVICE: models.ready, **{name: models.is_ready(name) for name in models.names}})
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _unsupported() -> None:
+    raise UnsupportedError("in front of an upstream the bundle is read at the start; start the server again")

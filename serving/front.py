@@ -1,0 +1,248 @@
+"""The protocol in front of another server: what is guarded is inspected, everything else passes as bytes."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from serving._pb import open_inference_pb2 as pb
+from serving.alongside import Alongside
+from serving.errors import NotFoundError, UpstreamError
+from serving.exchange import add_to_config, add_to_metadata
+from serving.metrics import Metrics
+from serving.models import IndexEntry, State
+from serving.servicer import SERVICE
+from serving.status import status_code
+from serving.transport import parse, refuse
+from serving.upstream import Answer, Caller, Reply, Upstream, answer_with, caller_of
+
+__all__ = ["Front"]
+
+R = TypeVar("R", bound=Message)
+Q = TypeVar("Q", pb.ModelReadyRequest, pb.ModelMetadataRequest, pb.ModelConfigRequest, pb.ModelStatisticsRequest)
+"""Requests that name a model."""
+
+_STREAM = "ModelStreamInfer"
+_STATUS_WANTED = ("triton_grpc_error", "true")
+"""Metadata by which a client of a stream asks for statuses in place of error messages (Triton)."""
+
+_NOT_READY = Reply(content=b"")
+"""ServerReadyResponse and ModelReadyResponse alike: ready is false where it is not said."""
+
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class Front:
+    """Answers for one model that another server runs: a generic handler of gRPC's; used from one event loop.
+
+    Inference for this model is guarded, streams message by message, and for other models refused: what the upstream
+    serves under another name is not guarded. Readiness and descriptions of the model are the upstream's, with the
+    guard's part. Everything else that the service has, known or not, is the upstream's own; but for what calls itself
+    inference in some way that the guard does not know.
+
+    Args:
+        upstream: Runs the model.
+        guarded: Guards it.
+        metrics: Counts requests.
+        dropped: Keys of metadata that are meant for this server alone.
+        clock: Seconds, only ever growing.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        guarded: Alongside,
+        *,
+        metrics: Metrics,
+        dropped: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._upstream, self._guarded, self._metrics = upstream, guarded, metrics
+        self._caller = partial(caller_of, clock=clock, dropped=dropped)
+        self._clock = clock
+        self.name = guarded.name
+        self._answers: Mapping[str, Answer] = {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.repository_index,
+            "ModelInfer": self.model_infer,
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """Return what serves a call; None: nothing does."""
+        service, _, name = handler_call_details.method.removeprefix("/").partition("/")
+        if service != SERVICE:
+            return None
+        if name in self._answers:
+            return grpc.unary_unary_rpc_method_handler(partial(answer_with, self._answers[name], self._caller))
+        if name == _STREAM:
+            return grpc.stream_stream_rpc_method_handler(self._stream)
+        if "infer" in name.lower() or not _NAME.fullmatch(name):
+            return None
+        return grpc.stream_stream_rpc_method_handler(partial(self._relay, handler_call_details.method))
+
+    def index(self) -> Sequence[IndexEntry]:
+        """Return the one model, whose versions are the upstream's."""
+        return [IndexEntry(model=self.name, version="", state=State.READY, reason="")]
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests for the model and wait until none is in flight, or the time is up."""
+        await self._guarded.runner.drain(timeout_s)
+
+    async def close(self) -> None:
+        """End the guard's workers and the connection to the upstream."""
+        await self._guarded.runner.close()
+        await self._upstream.close()
+
+    async def server_live(self, _: bytes, __: Caller) -> Reply:
+        """Say that this server runs, whatever the upstream does: who asks would restart this one."""
+        return Reply(content=pb.ServerLiveResponse(live=True).SerializeToString())
+
+    async def server_ready(self, content: bytes, caller: Caller) -> Reply:
+        """Say whether both servers take requests."""
+        request = parse(pb.ServerReadyRequest, content)
+        return await self._ready("ServerReady", request, pb.ServerReadyResponse, caller)
+
+    async def model_ready(self, content: bytes, caller: Caller) -> Reply:
+        """Say whether both servers take requests for a model; one that is not guarded here takes none."""
+        request = parse(pb.ModelReadyRequest, content)
+        if request.name != self._guarded.name:
+            return _NOT_READY
+        return await self._ready("ModelReady", self._for_theirs(request), pb.ModelReadyResponse, caller)
+
+    async def model_metadata(self, content: bytes, caller: Caller) -> Reply:
+        """Say what the upstream says of the model, and which outputs the guard adds."""
+        request = self._for_theirs(parse(pb.ModelMetadataRequest, content))
+        reply, response = await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, caller)
+        response.name = self._guarded.name
+        add_to_metadata(response, self._guarded.added, self._guarded.withheld)
+        return replace(reply, content=response.SerializeToString())
+
+    async def model_config(self, content: bytes, caller: Caller) -> Reply:
+        """Say the same in Triton's terms."""
+        request = self._for_theirs(parse(pb.ModelConfigRequest, content))
+        reply, response = await self._ask("ModelConfig", request, pb.ModelConfigResponse, caller)
+        response.config.name = self._guarded.name
+        add_to_config(response.config, self._guarded.added, self._guarded.withheld)
+        return replace(reply, content=response.SerializeToString())
+
+    async def model_statistics(self, content: bytes, caller: Caller) -> Reply:
+        """Say what the upstream counted; no name means every model."""
+        request = parse(pb.ModelStatisticsRequest, content)
+        request = self._for_theirs(request) if request.name else request
+        reply, response = await self._ask("ModelStatistics", request, pb.ModelStatisticsResponse, caller)
+        return replace(reply, content=self._renamed(response, response.model_stats))
+
+    async def repository_index(self, content: bytes, caller: Caller) -> Reply:
+        """List what the upstream lists."""
+        request = parse(pb.RepositoryIndexRequest, content)
+        reply, response = await self._ask("RepositoryIndex", request, pb.RepositoryIndexResponse, caller)
+        return replace(reply, content=self._renamed(response, response.models))
+
+    async def model_infer(self, content: bytes, caller: Caller) -> Reply:
+        """Answer an inference request with the upstream's answer, guarded, and account for it."""
+        name, status = "", grpc.StatusCode.OK
+        try:
+            request = parse(pb.ModelInferRequest, content)
+            name = request.model_name
+            self._check_name(name)
+            return await self._infer(request, caller)
+        except BaseException as error:
+            status = self._status(error, caller)
+            raise
+        finally:
+            self._metrics.count_request(name, status)
+
+    async def _infer(self, request: pb.ModelInferRequest, caller: Caller) -> Reply:
+        replies: list[Reply] = []
+
+        async def ask(sent: pb.ModelInferRequest) -> pb.ModelInferResponse:
+            reply, response = await self._ask("ModelInfer", sent, pb.ModelInferResponse, caller)
+            replies.append(reply)
+            return response
+
+        response = await self._guarded.answer(request, ask, deadline=caller.deadline)
+        return replace(replies[0], content=response.SerializeToString())
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        """Answer each message as if it came by itself, one after another."""
+        caller = self._caller(context)
+        async for content in requests:
+            try:
+                reply = await self.model_infer(content, caller)
+                response = pb.ModelInferResponse.FromString(reply.content)
+                answer = pb.ModelStreamInferResponse(infer_response=response)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status and never a stack trace
+                refused = refuse(error)
+                if _STATUS_WANTED in caller.metadata:
+                    await context.abort(refused.code, refused.text)
+                answer = pb.ModelStreamInferResponse(error_message=refused.text)
+                answer.infer_response.id = _id_of(content)
+            yield answer.SerializeToString()
+
+    async def _relay(
+        self, method: str, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes]:
+        try:
+            async for answer in self._upstream.relay(method, requests, context, self._caller(context)):
+                yield answer
+        except UpstreamError as error:
+            await context.abort(error.code, str(error), error.trailing)
+
+    async def _ready(self, method: str, request: Message, response: type[R], caller: Caller) -> Reply:
+        try:
+            reply, theirs = await self._ask(method, request, response, caller)
+        except UpstreamError as error:
+            if error.code not in _AWAY:
+                raise
+            return _NOT_READY
+        return _NOT_READY if self._guarded.runner.stopping else replace(reply, content=theirs.SerializeToString())
+
+    async def _ask(self, name: str, request: Message, response: type[R], caller: Caller) -> tuple[Reply, R]:
+        reply = await self._upstream.ask(f"/{SERVICE}/{name}", request.SerializeToString(), caller)
+        try:
+            return reply, response.FromString(reply.content)
+        except DecodeError as error:
+            words = f"the upstream's answer is no {response.DESCRIPTOR.full_name}"
+            raise UpstreamError(grpc.StatusCode.INTERNAL, words) from error
+
+    def _check_name(self, name: str) -> None:
+        if name != self._guarded.name:
+            raise NotFoundError(f"model {name!r} is not guarded here; {self._guarded.name!r} is")
+
+    def _for_theirs(self, request: Q) -> Q:
+        self._check_name(request.name)
+        request.name = self._guarded.theirs
+        return request
+
+    def _renamed(self, response: Message, entries: Iterable[Any]) -> bytes:
+        for entry in entries:
+            if entry.name == self._guarded.theirs:
+                entry.name = self._guarded.name
+        return response.SerializeToString()
+
+    def _status(self, error: BaseException, caller: Caller) -> grpc.StatusCode:
+        # gRPC cancels a call whose deadline passes: to its caller that is no cancellation.
+        late = caller.deadline is not None and self._clock() >= caller.deadline
+        if isinstance(error, asyncio.CancelledError) and late:
+            return grpc.StatusCode.DEADLINE_EXCEEDED
+        return status_code(error)
+
+
+def _id_of(content: bytes) -> str:
+    with suppress(DecodeError):
+        return pb.ModelInferRequest.FromString(content).id
+    return ""
