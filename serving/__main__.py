@@ -14,7 +14,7 @@ from typing import NoReturn
 from guard.errors import GuardError
 from guard.model import CPU, CUDA
 from guard.runtime import Guard
-from serving.config import Limits, ModelControl, OnFlag, ServerConfig
+from serving.config import Fail, Limits, ModelControl, OnFlag, ServerConfig, UpstreamSettings
 from serving.endpoint import served_name
 from serving.models import State
 from serving.server import Running, serve
@@ -109,6 +109,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
             max_rows=options.max_rows,
             grace_s=options.grace_s,
         ),
+        upstream=_upstream(options),
     )
 
 
@@ -119,7 +120,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give either a bundle, DIR, or --repository DIR")
     if options.repository and options.model_name:
         parser.error("--model-name names a single bundle; in a repository the folders name the models")
+    if options.repository and options.upstream:
+        parser.error("in front of an --upstream one model is guarded; give its bundle, DIR, and not --repository")
+    for flag, given in (("--upstream-model", options.upstream_model), ("--fail", options.fail)):
+        if given is not None and options.upstream is None:
+            parser.error(f"{flag} is about another server; give --upstream HOST:PORT too")
     return options
+
+
+def _upstream(options: argparse.Namespace) -> UpstreamSettings | None:
+    if options.upstream is None:
+        return None
+    fail = Fail(options.fail or Fail.CLOSED)
+    return UpstreamSettings(address=options.upstream, model=options.upstream_model, fail=fail)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--grace-s", type=_seconds, default=limits.grace_s, metavar="S", help="time to finish once told to stop"
     )
+    _add_upstream_flags(parser)
     return parser
 
 
@@ -168,6 +182,18 @@ def _add_repository_flags(parser: argparse.ArgumentParser) -> None:
         choices=[mode.value for mode in ModelControl],
         default=server.model_control.value,
         help="explicit: clients may load and unload models",
+    )
+
+
+def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--upstream", type=_address, metavar="HOST:PORT", help="a v2 server that keeps serving the original, over gRPC"
+    )
+    parser.add_argument(
+        "--upstream-model", type=_name, metavar="NAME", help="what it calls the model; None: as clients do"
+    )
+    parser.add_argument(
+        "--fail", choices=[fail.value for fail in Fail], help="what clients get when the guard fails; None: closed"
     )
 
 
@@ -189,6 +215,14 @@ def _seconds(text: str) -> float:
         if 0 <= float(text) < float("inf"):
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0")
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host.strip() or "/" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT")
+    _whole(1, _MAX_PORT)(port)
+    return text
 
 
 def _name(text: str) -> str:

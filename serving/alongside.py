@@ -147,7 +147,9 @@ class Alongside:
                 return response
             if self._fail is Fail.CLOSED:
                 raise
-            return self._marked(request, response)
+            self._metrics.count_unguarded(self.name)
+            response.parameters["guard_failed"].bool_param = True
+            return response
         self._metrics.count_verdict(self.name, verdict)
         return response if self._config.on_flag is OnFlag.SHADOW else self._told(request, response, answers, verdict)
 
@@ -162,12 +164,6 @@ class Alongside:
         told = with_tensors(response, tensors, asked=_asked(request), withheld=self.withheld)
         told.parameters["guard_n_flagged"].int64_param = int(verdict.flagged.sum())
         return told
-
-    def _marked(self, request: pb.ModelInferRequest, response: pb.ModelInferResponse) -> pb.ModelInferResponse:
-        self._metrics.count_unguarded(self.name)
-        marked = with_tensors(response, {}, asked=_asked(request), withheld=self.withheld)
-        marked.parameters["guard_failed"].bool_param = True
-        return marked
 
     def _decode(self, request: pb.ModelInferRequest) -> ArraysByName:
         inputs = decode_inputs(request, self._inputs)

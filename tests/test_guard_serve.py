@@ -83,6 +83,17 @@ def test_an_unmodified_client_is_served_until_the_server_is_told_to_stop(bundle,
         assert serving.returncode == 0
 
 
+def test_an_unmodified_client_is_served_as_well_in_front_of_another_server(bundle):
+    with process(bundle, "--on-flag", "shadow", "--model-name", "theirs") as (_, upstream):
+        address = upstream.split()[4].strip(",")
+        with process(bundle, "--upstream", address, "--upstream-model", "theirs", "--fail", "open") as (_, ready):
+            client = subprocess.run(
+                [sys.executable, "-c", CLIENT, ready.split()[4].strip(",")],
+                capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+            )  # fmt: skip
+            assert (client.stdout, client.stderr) == (CLIENT_SEES, "")
+
+
 def test_flags_reach_the_server(bundle):
     flags = ["--model-name", "mine", "--on-flag", "reject", "--max-rows", "2", "--max-message-bytes", "999"]
     with process(bundle, *flags) as (_, ready), grpc.insecure_channel(ready.split()[4].strip(",")) as channel:
@@ -120,6 +131,11 @@ WRONG = {
     "mode": (["d", "--on-flag", "ignore"], "invalid choice: 'ignore'"),
     "name": (["d", "--model-name", " "], "must not be empty"),
     "flag": (["d", "--upstraem", "x"], "unrecognized arguments"),
+    "fail": (["d", "--fail", "open"], "--fail is about another server; give --upstream"),
+    "its model": (["d", "--upstream-model", "x"], "--upstream-model is about another server"),
+    "two ways": (["--repository", "d", "--upstream", "h:1"], "one model is guarded"),
+    "upstream": (["d", "--upstream", "host"], "'host' is no HOST:PORT"),
+    "upstream's port": (["d", "--upstream", "host:0"], "'0' is no whole number from 1"),
 }
 
 
