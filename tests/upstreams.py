@@ -125,5 +125,6 @@ def plain(upstream: Plain | None = None, **changes: Any) -> Iterator[Plain]:
     try:
         yield upstream
     finally:
+        stopped = server.stop(None)
         upstream.open.set()
-        assert server.stop(0).wait(TIMEOUT_S)
+        assert stopped.wait(TIMEOUT_S)
