@@ -6,7 +6,8 @@ Axis letters, used in every docstring of the project:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -199,6 +200,17 @@ class Verdict:
     outputs: FloatArray
     evidence_of: Callable[[int], Evidence] | None = field(default=None, compare=False, repr=False)
 
+    def of(self, rows: slice) -> "Verdict":
+        """Return the judgement of consecutive rows, whose evidence counts from the first of them.
+
+        Args:
+            rows: From one row up to another; no step.
+        """
+        start, end, _ = rows.indices(len(self.flagged))
+        arrays = {name: getattr(self, name)[start:end] for name in _PER_ROW}
+        evidence_of = None if self.evidence_of is None else partial(_evidence_from, self.evidence_of, start)
+        return replace(self, **arrays, evidence_of=evidence_of)
+
     def explain(self, row: int) -> Evidence:
         """Say what one row did that clean inputs do not: one run of the bounded model, made only now.
 
@@ -214,3 +226,10 @@ class Verdict:
         if not isinstance(row, int | np.integer) or not 0 <= row < len(self.flagged):
             raise InputError(f"row {row} is not among the {len(self.flagged)} rows of this verdict, counted from 0")
         return self.evidence_of(int(row))
+
+
+_PER_ROW = tuple(entry.name for entry in fields(Verdict) if entry.name != "evidence_of")
+
+
+def _evidence_from(evidence_of: Callable[[int], Evidence], start: int, row: int) -> Evidence:
+    return replace(evidence_of(start + row), row=row)

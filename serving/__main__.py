@@ -105,8 +105,11 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         model_control=ModelControl(options.model_control),
         limits=Limits(
             max_message_bytes=options.max_message_bytes,
-            max_in_flight=options.max_in_flight,
             max_rows=options.max_rows,
+            max_batch_rows=options.max_batch_rows,
+            max_queue_rows=options.max_queue_rows,
+            max_queue_delay_s=options.max_queue_delay_ms / 1000,
+            max_in_flight=options.max_in_flight,
             grace_s=options.grace_s,
         ),
         upstream=_upstream(options),
@@ -161,10 +164,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=_from_one, metavar="N", help="threads of one model run; None: all cores")
     for flag, default, meaning in (
         ("--max-message-bytes", limits.max_message_bytes, "longest request"),
-        ("--max-in-flight", limits.max_in_flight, "requests that wait or run at once"),
         ("--max-rows", limits.max_rows, "rows of one request"),
+        ("--max-batch-rows", limits.max_batch_rows, "rows of one run, which answers several requests"),
+        ("--max-queue-rows", limits.max_queue_rows, "rows that wait for a run"),
+        ("--max-in-flight", limits.max_in_flight, "in front of an upstream: requests at once"),
     ):
         parser.add_argument(flag, type=_from_one, default=default, metavar="N", help=meaning)
+    parser.add_argument(
+        "--max-queue-delay-ms", type=_milliseconds, default=limits.max_queue_delay_s * 1000, metavar="MS",
+        help="time the oldest request waits for a batch to fill",
+    )  # fmt: skip
     parser.add_argument(
         "--grace-s", type=_seconds, default=limits.grace_s, metavar="S", help="time to finish once told to stop"
     )
@@ -210,11 +219,18 @@ _port = _whole(0, _MAX_PORT)
 _from_one = _whole(1, _INT32_MAX)
 
 
-def _seconds(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0")
+def _time(unit: str) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        with suppress(ValueError):
+            if 0 <= float(text) < float("inf"):
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of {unit} from 0")
+
+    return convert
+
+
+_seconds = _time("seconds")
+_milliseconds = _time("milliseconds")
 
 
 def _address(text: str) -> str:

@@ -88,7 +88,7 @@ class Alongside:
         self._n_plain = itertools.count()
         metrics.add_model(self.name, guard.manifest, version=VERSION)
         self.runner = Turns(
-            max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_in_flight, self.name)
+            max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_load, self.name)
         )
 
     async def answer(
@@ -158,7 +158,7 @@ class Alongside:
     ) -> pb.ModelInferResponse:
         mode, own = self._config.on_flag, self._own.name
         expose_scores = self._config.expose_scores
-        tensors = dict(guard_tensors(answers, verdict, output=own, on_flag=mode, expose_scores=expose_scores))
+        tensors = dict(guard_tensors(answers.outputs, verdict, output=own, on_flag=mode, expose_scores=expose_scores))
         if mode is OnFlag.FLAG or not verdict.corrected.any():
             del tensors[own]  # theirs stays as it is, to the byte
         told = with_tensors(response, tensors, asked=_asked(request), withheld=self.withheld)

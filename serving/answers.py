@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from guard.errors import BundleError
 from guard.manifest import Manifest
-from guard.types import Answers, BoolArray, TensorSpec, Verdict
+from guard.types import BoolArray, FloatArray, TensorSpec, Verdict
 from serving.config import OnFlag
 from serving.errors import FlaggedError
 
@@ -40,12 +40,12 @@ def output_specs(manifest: Manifest, *, on_flag: OnFlag, expose_scores: bool) ->
 
 
 def guard_tensors(
-    original: Answers, verdict: Verdict, *, output: str, on_flag: OnFlag, expose_scores: bool
+    original: FloatArray, verdict: Verdict, *, output: str, on_flag: OnFlag, expose_scores: bool
 ) -> Mapping[str, NDArray[Any]]:
     """Return the output tensors of one verdict, for every mode but shadow.
 
     Args:
-        original: The original model's answers (N, C).
+        original: The original model's outputs (N, C).
         verdict: The guard's judgement of the same rows.
         output: The name of the model's own output.
         on_flag: ``flag`` gives the original's outputs, ``correct`` and ``reject`` the verdict's.
@@ -57,7 +57,7 @@ def guard_tensors(
     if on_flag is OnFlag.REJECT:
         check_flagged(verdict.flagged)
     tensors: dict[str, NDArray[Any]] = {
-        output: original.outputs if on_flag is OnFlag.FLAG else verdict.outputs,
+        output: original if on_flag is OnFlag.FLAG else verdict.outputs,
         FLAGGED: verdict.flagged,
         PREDICTED_CLASS: verdict.predicted_class,
         CORRECTED_CLASS: verdict.corrected_class,

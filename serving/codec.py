@@ -1,7 +1,7 @@
 """Protobuf to numpy and back, and nothing else. Strict: whatever a request says twice must agree."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -12,6 +12,7 @@ from serving.datatypes import BYTES, DATATYPES, Datatype, datatype_of, element_c
 from serving.statistics import Statistics, Tally
 
 __all__ = [
+    "Stated",
     "add_outputs",
     "decode_input",
     "decode_inputs",
@@ -19,13 +20,34 @@ __all__ = [
     "model_metadata",
     "model_statistics",
     "requested_outputs",
+    "stated_rows",
 ]
 
 Array = NDArray[Any]
 Metadata = pb.ModelMetadataResponse.TensorMetadata
 
+_MAX_STATED = 32
+"""Inputs, and axes of each, up to which a request's statement is looked at before its turn."""
+
 _UNSUPPORTED = ("shared_memory_region", "classification")
 """Parameters of a tensor that change what it means, so that ignoring them would answer another question."""
+
+
+class Stated(NamedTuple):
+    """What a request states about its rows: how many, and what else has to be equal for joining them with others'."""
+
+    n_rows: int
+    layout: Hashable
+
+
+def stated_rows(request: pb.ModelInferRequest) -> Stated:
+    """Return what a request states of its rows, in time that does not depend on it; nothing of it is checked."""
+    if not 0 < len(request.inputs) <= _MAX_STATED:
+        return Stated(0, None)
+    shapes = [tensor.shape for tensor in request.inputs]
+    if not all(0 < len(shape) <= _MAX_STATED for shape in shapes):
+        return Stated(0, None)
+    return Stated(shapes[0][0], tuple(tuple(shape[1:]) for shape in shapes))
 
 
 def decode_inputs(request: pb.ModelInferRequest, expected: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -127,7 +149,7 @@ def model_statistics(name: str, *, version: str, statistics: Statistics) -> pb.M
         version=version,
         last_inference=statistics.last_inference_ms,
         inference_count=statistics.n_rows,
-        execution_count=statistics.success.count,
+        execution_count=statistics.n_runs,
         inference_stats=pb.InferStatistics(**tallies),
     )
 

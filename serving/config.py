@@ -35,14 +35,20 @@ class Limits:
 
     Args:
         max_message_bytes: Of one request; more is RESOURCE_EXHAUSTED.
-        max_in_flight: Requests waiting or running at once; more are UNAVAILABLE.
         max_rows: Of one request; more is INVALID_ARGUMENT.
+        max_batch_rows: Of one model run, which answers several requests together; a longer request runs by itself.
+        max_queue_rows: Waiting for a run; more are UNAVAILABLE. Where none waits, any request may.
+        max_queue_delay_s: How long the oldest request waits for a batch to fill.
+        max_in_flight: Requests at once in front of an upstream, where none are joined; more are UNAVAILABLE.
         grace_s: How long requests may take to finish once the server is told to stop.
     """
 
     max_message_bytes: int = 64 * 2**20
-    max_in_flight: int = 64
     max_rows: int = 1024
+    max_batch_rows: int = 64
+    max_queue_rows: int = 1024
+    max_queue_delay_s: float = 0.0
+    max_in_flight: int = 64
     grace_s: float = 30.0
 
 

@@ -2,28 +2,27 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from guard.errors import InputError
+from guard.input_checks import check_inputs
 from guard.manifest import Manifest
+from guard.rows import n_rows as rows_of
 from guard.runtime import Guard
 from guard.types import Answers, TensorSpec, Verdict
 from serving.answers import guard_tensors, output_specs
+from serving.batch import Arrays, Decode
+from serving.batcher import Batcher
 from serving.config import OnFlag, ServerConfig
 from serving.metrics import Metrics, Stage
-from serving.runner import Runner
 
 __all__ = ["Endpoint", "Served", "served_name"]
 
 _logger = logging.getLogger(__name__)
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +35,8 @@ class Served:
         n_flagged: Flagged rows; None in shadow mode, where nobody is to know.
         queue_s: Seconds the request waited for its turn.
         decode_s: Seconds its inputs took to become arrays.
-        compute_s: Seconds both models and the decision took.
+        compute_s: Seconds both models and the decision took, for all requests of its run.
+        leads: Whether it is the first that its run answered.
     """
 
     tensors: Arrays
@@ -45,6 +45,7 @@ class Served:
     queue_s: float
     decode_s: float
     compute_s: float
+    leads: bool
 
 
 def served_name(manifest: Manifest, config: ServerConfig) -> str:
@@ -52,11 +53,17 @@ def served_name(manifest: Manifest, config: ServerConfig) -> str:
     return config.model_name or str(manifest.model.get("name") or "model")
 
 
+class _Answer(NamedTuple):
+    tensors: Arrays
+    n_flagged: int | None
+
+
 class Endpoint:
     """Answers for one guarded model; used from one event loop.
 
     Its ``name`` is what metrics and logs call it; its ``inputs``, ``outputs`` and ``max_rows`` are what clients are
-    told; its ``runner`` knows whether the server is stopping.
+    told; its ``runner`` joins concurrent requests and knows whether the server is stopping. Rows are judged by
+    themselves, so that sharing a run changes nobody's answer.
 
     Args:
         guard: Judges the rows.
@@ -90,66 +97,81 @@ class Endpoint:
         metrics.add_model(self.name, guard.manifest, version=version)
         self._monitor = guard.monitor()
         metrics.watch_model(self.name, self._monitor, written_at=guard.written_at)
-        self.runner = Runner(
-            max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_in_flight, self.name)
+        self.runner = Batcher(
+            self._run,
+            max_batch_rows=config.limits.max_batch_rows,
+            max_queue_rows=config.limits.max_queue_rows,
+            max_queue_delay_s=config.limits.max_queue_delay_s,
+            clock=clock,
+            on_change=partial(metrics.set_load, self.name),
         )
 
-    async def infer(self, decode: Callable[[], Arrays], *, deadline: float | None = None) -> Served:
+    async def infer(
+        self, decode: Decode, *, n_rows: int, layout: Hashable = None, deadline: float | None = None
+    ) -> Served:
         """Answer one request.
 
         Args:
             decode: Returns the inputs (N, ...) by name as the model takes them, or raises; called in a worker thread
-                once it is the request's turn, so that long requests hold up nobody and count as in flight.
+                once it is the request's turn, so that long requests hold up nobody and are only admitted undecoded.
+            n_rows: N as the request states it, before anything is decoded.
+            layout: Requests share a run only where it is equal: what the request states of shapes beyond axis 0.
             deadline: On the clock; a request whose turn comes later is not run.
 
         Raises:
             InputError: The inputs do not fit, are too many rows, or hold NaN or infinity.
             FlaggedError: A row is flagged and the mode is reject.
             ModelError: A model failed, so nothing is let through; in shadow mode, the original model failed.
-            OverloadedError: Too many requests are in flight.
+            OverloadedError: Too many rows wait.
             DeadlineError: The deadline passed before the request's turn came.
         """
-        return await self.runner.run(partial(self._serve, decode, self._clock()), deadline=deadline)
-
-    def _serve(self, decode: Callable[[], Arrays], submitted: float) -> Served:
-        started = self._clock()
-        self._metrics.observe_stage(self.name, "queue", started - submitted)
-        inputs = decode()
-        n_rows = max(array.shape[0] if array.ndim else 0 for array in inputs.values())
         if n_rows > self.max_rows:
             raise InputError(f"the request has {n_rows} rows and the limit is {self.max_rows}; send fewer at a time")
-        decoded = self._clock()
-        with self._stage("original"):
-            original = self._guard.run_original(inputs)
-        answer = self._in_shadow if self._on_flag is OnFlag.SHADOW else self._in_the_open
-        tensors, n_flagged = answer(inputs, original)
+        submitted = self._clock()
+        answered = await self.runner.submit(
+            partial(self._decode, decode, submitted), n_rows=n_rows, layout=layout, deadline=deadline
+        )
         return Served(
-            tensors=tensors,
+            tensors=answered.value.tensors,
             n_rows=n_rows,
-            n_flagged=n_flagged,
-            queue_s=started - submitted,
-            decode_s=decoded - started,
-            compute_s=self._clock() - decoded,
+            n_flagged=answered.value.n_flagged,
+            queue_s=answered.started - submitted,
+            decode_s=answered.decode_s,
+            compute_s=answered.run_s,
+            leads=answered.leads,
         )
 
-    def _in_the_open(self, inputs: Arrays, original: Answers) -> tuple[Arrays, int | None]:
-        verdict = self._judge(inputs, original)
+    def _decode(self, decode: Decode, submitted: float) -> Arrays:
+        self._metrics.observe_stage(self.name, "queue", self._clock() - submitted)
+        # The models check again what they get; here a request is told of its own rows, and fails alone.
+        return check_inputs(decode(), self.inputs)
+
+    def _run(self, inputs: Arrays) -> Callable[[slice], _Answer]:
+        self._metrics.observe_batch(self.name, rows_of(inputs))
+        with self._stage("original"):
+            original = self._guard.run_original(inputs)
+        if self._on_flag is OnFlag.SHADOW:
+            return self._in_shadow(inputs, original)
+        return partial(self._in_the_open, original, self._judge(inputs, original))
+
+    def _in_the_open(self, original: Answers, verdict: Verdict, rows: slice) -> _Answer:
+        own = verdict.of(rows)
         tensors = guard_tensors(
-            original,
-            verdict,
+            original.outputs[rows],
+            own,
             output=self.outputs[0].name,
             on_flag=self._on_flag,
             expose_scores=self._expose_scores,
         )
-        return tensors, int(verdict.flagged.sum())
+        return _Answer(tensors, int(own.flagged.sum()))
 
-    def _in_shadow(self, inputs: Arrays, original: Answers) -> tuple[Arrays, int | None]:
+    def _in_shadow(self, inputs: Arrays, original: Answers) -> Callable[[slice], _Answer]:
         try:
             self._judge(inputs, original)
         except Exception:
             # Shadow mode promises the original's answer as if no guard were there; the failure counter tells.
             _logger.exception("model %s: the guard failed in shadow mode", self.name)
-        return {self.outputs[0].name: original.outputs}, None
+        return lambda rows: _Answer({self.outputs[0].name: original.outputs[rows]}, None)
 
     def _judge(self, inputs: Arrays, original: Answers) -> Verdict:
         with self._stage("judge"):

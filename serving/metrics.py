@@ -21,6 +21,7 @@ Stage = Literal["queue", "original", "upstream", "judge"]
 
 _MAX_CLASSES_LISTED = 1000
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _P_VALUES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -58,9 +59,13 @@ class Metrics:
         self._in_flight = Gauge(
             "guard_requests_in_flight", "Requests waiting or running.", ["model"], registry=registry
         )
+        self._queue_rows = Gauge("guard_queue_rows", "Rows waiting for a run.", ["model"], registry=registry)
+        self._batch_rows = Histogram(
+            "guard_batch_rows", "Rows of one run.", ["model"], buckets=_BATCH_ROWS, registry=registry
+        )
         self._seconds = Histogram(
             "guard_stage_duration_seconds",
-            "Time a request spends in each stage.",
+            "Time a request waits, and time a run of its batch takes.",
             ["model", "stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -98,7 +103,7 @@ class Metrics:
             for predicted_class in range(manifest.n_classes):
                 self._flagged.labels(model, str(predicted_class))
         self._requests.labels(model, grpc.StatusCode.OK.name)
-        self._in_flight.labels(model).set(0)
+        self.set_load(model, 0)
 
     def remove_model(self, model: str) -> None:
         """End the series of a model that is served no more."""
@@ -124,9 +129,14 @@ class Metrics:
         """Count one inference request; a model that is not served counts as unknown."""
         self._requests.labels(model if model in self._models else UNKNOWN, status.name).inc()
 
-    def set_in_flight(self, model: str, n_requests: int) -> None:
-        """Say how many requests wait or run."""
+    def set_load(self, model: str, n_requests: int, n_waiting_rows: int = 0) -> None:
+        """Say how many requests wait or run, and how many rows wait."""
         self._in_flight.labels(model).set(n_requests)
+        self._queue_rows.labels(model).set(n_waiting_rows)
+
+    def observe_batch(self, model: str, n_rows: int) -> None:
+        """Count one run of the model and its rows."""
+        self._batch_rows.labels(model).observe(n_rows)
 
     def observe_stage(self, model: str, stage: Stage, seconds: float) -> None:
         """Say how long a request spent in a stage."""

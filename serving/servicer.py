@@ -17,6 +17,7 @@ from serving.codec import (
     model_metadata,
     model_statistics,
     requested_outputs,
+    stated_rows,
 )
 from serving.endpoint import Served
 from serving.errors import UnsupportedError
@@ -37,6 +38,8 @@ EXTENSIONS = ("model_configuration", "model_repository", "statistics")
 _PLATFORM = "onnxruntime_onnx"
 _IGNORED = ("unload_dependents",)
 """Parameters of a load or unload that change nothing here: no model depends on another."""
+_TRANSIT_S = 0.05
+"""A caller's deadline passes before the server's, which begins with the request's arrival."""
 
 
 class Rpc(NamedTuple):
@@ -200,7 +203,9 @@ class Servicer:
     ) -> pb.ModelInferResponse:
         endpoint = version.endpoint
         names = requested_outputs(request, [spec.name for spec in endpoint.outputs])
-        served = await endpoint.infer(partial(decode_inputs, request, endpoint.inputs), deadline=deadline)
+        decode = partial(decode_inputs, request, endpoint.inputs)
+        n_rows, layout = stated_rows(request)
+        served = await endpoint.infer(decode, n_rows=n_rows, layout=layout, deadline=deadline)
         encoding = self._clock()
         response = _response(request, version, names, served)
         ended = self._clock()
@@ -211,12 +216,14 @@ class Servicer:
             compute_infer_s=served.compute_s,
             compute_output_s=ended - encoding,
         )
-        version.statistics.add_success(timing, n_rows=served.n_rows, now_ms=round(self._now() * 1000))
+        now_ms = round(self._now() * 1000)
+        version.statistics.add_success(timing, n_rows=served.n_rows, leads=served.leads, now_ms=now_ms)
         return response
 
     def _status(self, error: BaseException, deadline: float | None) -> grpc.StatusCode:
         # gRPC cancels a call whose deadline passes: to its caller that is no cancellation.
-        if isinstance(error, asyncio.CancelledError) and deadline is not None and self._clock() >= deadline:
+        late = deadline is not None and self._clock() >= deadline - _TRANSIT_S
+        if isinstance(error, asyncio.CancelledError) and late:
             return grpc.StatusCode.DEADLINE_EXCEEDED
         return status_code(error)
 

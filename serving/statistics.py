@@ -36,7 +36,7 @@ class Statistics:
     """Running totals; used from one thread.
 
     ``success`` and its parts count answered requests, ``fail`` every other request for the model whatever the reason;
-    ``n_rows`` counts the rows answered.
+    ``n_rows`` counts the rows answered, ``n_runs`` the runs that answered them.
     """
 
     success: Tally = field(default_factory=Tally)
@@ -46,14 +46,16 @@ class Statistics:
     compute_infer: Tally = field(default_factory=Tally)
     compute_output: Tally = field(default_factory=Tally)
     n_rows: int = 0
+    n_runs: int = 0
     last_inference_ms: int = 0
 
-    def add_success(self, timing: Timing, *, n_rows: int, now_ms: int) -> None:
-        """Count an answered request."""
+    def add_success(self, timing: Timing, *, n_rows: int, leads: bool, now_ms: int) -> None:
+        """Count an answered request, and if it leads its run, that run."""
         self.success.add(timing.total_s)
         self.queue.add(timing.queue_s)
         self.compute_input.add(timing.compute_input_s)
         self.compute_infer.add(timing.compute_infer_s)
         self.compute_output.add(timing.compute_output_s)
         self.n_rows += n_rows
+        self.n_runs += leads
         self.last_inference_ms = now_ms

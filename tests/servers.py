@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from serving.config import Limits, ServerConfig
 from serving.server import Running, serve
 from serving.store import Store
 
-__all__ = ["TIMEOUT_S", "GatedModel", "Live", "infer_request", "live", "tensors", "tiny_guard"]
+__all__ = ["TIMEOUT_S", "GatedModel", "Live", "infer_request", "live", "tensors", "tiny_guard", "wait_for"]
 
 SERVICE = "inference.GRPCInferenceService"
 TIMEOUT_S = 20
@@ -127,6 +128,14 @@ def live(
         stop.set()
         thread.join(TIMEOUT_S)
     assert not thread.is_alive()
+
+
+def wait_for(condition) -> None:
+    """Return once the condition holds, or fail."""
+    end = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.005)
 
 
 def infer_request(rows, *, model="tiny", version="", **fields: Any) -> pb.ModelInferRequest:

@@ -52,6 +52,17 @@ def test_a_channel_capped_at_a_place_is_named_with_how_far_it_went(guard):
     assert evidence.place == ((2 + 0.5) / 4, (3 + 0.5) / 4)
 
 
+def test_some_rows_of_a_verdict_are_judged_and_explained_as_in_the_whole(guard):
+    whole = guard(np.concatenate([bright(0.5), bright(9.0), bright(5.0)]))
+    part = whole.of(slice(1, 3))
+    assert part.flagged.tolist() == whole.flagged.tolist()[1:]
+    assert part.outputs.tolist() == whole.outputs.tolist()[1:]
+    assert part.explain(1).row == 1
+    assert part.explain(1).channels == whole.explain(2).channels != whole.explain(1).channels
+    with pytest.raises(InputError, match="row 2 is not among the 2 rows"):
+        part.explain(2)
+
+
 def test_the_profile_is_told_in_clean_standard_deviations_with_what_alarms_alone(guard):
     evidence = explain(guard, bright(5.0))
     assert evidence.numbers == ("peak", "level", "greatest level", "reach")

@@ -57,8 +57,14 @@ def test_stages_are_timed_apart(server):
         stage: server.sample("guard_stage_duration_seconds_count", stage=stage)
         for stage in ("queue", "original", "judge")
     }
-    # The request with NaN gets as far as the original model, which refuses it.
-    assert n_timed == {"queue": 2, "original": 2, "judge": 1}
+    # The request with NaN has its turn, and is refused before a model runs.
+    assert n_timed == {"queue": 2, "original": 1, "judge": 1}
+
+
+def test_runs_are_counted_by_their_rows(server):
+    assert server.sample("guard_batch_rows_count") == 1
+    assert server.sample("guard_batch_rows_sum") == 2
+    assert server.sample("guard_queue_rows") == 0
 
 
 def test_p_values_fall_into_buckets_that_a_threshold_can_be_read_from(server):

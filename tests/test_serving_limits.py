@@ -10,12 +10,11 @@ import pytest
 from bundles import CLEAN, tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard
+from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard, wait_for
 
 from guard import Guard
 from serving.config import Limits, OnFlag, ServerConfig
-from serving.errors import DeadlineError, OverloadedError, StartError
-from serving.runner import Runner
+from serving.errors import StartError
 from serving.server import serve
 
 Code = grpc.StatusCode
@@ -32,13 +31,6 @@ def gate():
 def later(server, rows=CLEAN, timeout=TIMEOUT_S):
     """Return the future of a request."""
     return server.rpc("ModelInfer").future(infer_request(rows), timeout=timeout)
-
-
-def wait_for(condition):
-    end = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end, "it never came to pass"
-        time.sleep(0.005)
 
 
 def in_flight(server, n):
@@ -74,16 +66,19 @@ def test_a_request_past_its_deadline_is_not_run(gate):
         assert server.sample("guard_requests_total", status="DEADLINE_EXCEEDED") == 1
 
 
-def test_more_requests_in_flight_than_the_limit_are_refused_at_once(gate):
-    with live(tiny_guard(original=gate), limits=Limits(max_in_flight=2)) as server:
-        accepted = [later(server), later(server)]
+def test_more_rows_than_may_wait_are_refused_at_once(gate):
+    with live(tiny_guard(original=gate), limits=Limits(max_queue_rows=3)) as server:
+        running = later(server)
+        assert gate.started.acquire(timeout=TIMEOUT_S)
+        waiting = later(server, np.repeat(CLEAN, 2, axis=0))
         in_flight(server, 2)
-        code, words = server.refuses(infer_request(CLEAN))
+        code, words = server.refuses(infer_request(np.repeat(CLEAN, 2, axis=0)))
         assert code == Code.UNAVAILABLE
-        assert "2 requests are in flight and the limit is 2" in words
+        assert "2 rows wait and the limit is 3" in words
+        assert server.sample("guard_queue_rows") == 2
         gate.open.set()
-        assert [tensors(f.result())["y"] for f in accepted] == [CLEAN.tolist()] * 2
-        assert tensors(server.infer(CLEAN))["y"] == CLEAN.tolist()
+        assert tensors(running.result())["y"] == CLEAN.tolist()
+        assert tensors(waiting.result())["y"] == CLEAN.tolist() * 2
 
 
 def test_many_callers_at_once_each_get_their_own_rows():
@@ -156,12 +151,14 @@ def questions(done):
 def test_inputs_are_decoded_by_a_worker_and_only_if_the_request_is_admitted(gate):
     broken = infer_request(CLEAN)
     broken.raw_input_contents[0] += b"!"
-    with live(tiny_guard(original=gate), limits=Limits(max_in_flight=1)) as server:
-        running = later(server)
+    with live(tiny_guard(original=gate), limits=Limits(max_queue_rows=1)) as server:
+        running = [later(server)]
         assert gate.started.acquire(timeout=TIMEOUT_S)
+        running.append(later(server))
+        in_flight(server, 2)
         assert server.refuses(broken)[0] == Code.UNAVAILABLE
         gate.open.set()
-        running.result()
+        assert [f.result().model_name for f in running] == ["tiny", "tiny"]
         in_flight(server, 0)
         assert server.refuses(broken)[0] == Code.INVALID_ARGUMENT
 
@@ -179,23 +176,3 @@ def test_a_taken_port_is_an_error_that_names_it(tmp_path, taken):
         port = getattr(server.running, taken)
         with pytest.raises(StartError, match=f"127.0.0.1:{port}: Address already in use; choose another --"):
             asyncio.run(second(port))
-
-
-def test_work_whose_deadline_passes_in_the_queue_is_refused_by_the_runner_itself():
-    async def main():
-        now, gate = [0.0], threading.Event()
-        runner = Runner(max_in_flight=2, clock=lambda: now[0])
-        first = asyncio.create_task(runner.run(lambda: gate.wait(TIMEOUT_S)))
-        second = asyncio.create_task(runner.run(lambda: pytest.fail("it ran"), deadline=1.0))
-        await asyncio.sleep(0)
-        with pytest.raises(OverloadedError, match="limit is 2"):
-            await runner.run(lambda: None)
-        now[0] = 1.0
-        gate.set()
-        assert await first
-        with pytest.raises(DeadlineError, match="was not run"):
-            await second
-        assert await runner.run(lambda: 7, deadline=2.0) == 7
-        await runner.close()
-
-    asyncio.run(main())
