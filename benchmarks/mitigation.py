@@ -18,7 +18,7 @@ from guard.types import FloatArray, IntArray
 
 __all__ = ["measure"]
 
-ATTACKS = ("badnets", "blend", "wanet", "all2all", "tact", "adaptive-blend", "sig", "clean")
+ATTACKS = ("badnets", "blend", "wanet", "all2all")
 N_FITTED, N_CLEAN, N_TRIGGERED = 200, 2000, 500
 RETRAININGS: Mapping[str, Callable[[OnnxClassifier, FloatArray, IntArray], onnx.ModelProto]] = {
     "as it is": lambda classifier, _images, _labels: classifier.model,
