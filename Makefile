@@ -4,10 +4,11 @@ VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types check unit slow proto bench zoo scoreboard clean
+.PHONY: help demo demo-alert test lint types check unit slow proto bench zoo scoreboard clean
 
 help:
 	@echo "make demo   train a backdoored model on the digits, guard it, serve it, attack it; one table"
+	@echo "make demo-alert   watch that server with Prometheus, attack it, see the alert fire"
 	@echo "make test   lint, types and all tests"
 	@echo "make unit   the tests alone        make check   lint and types alone"
 	@echo "make slow   the tests that take minutes: a hundred thousand malformed requests (FUZZ_REQUESTS), a soak (SOAK_MINUTES)"
@@ -23,6 +24,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@$(RUN)/python examples/demo.py
+
+demo-alert: $(READY)
+	@sh deploy/prometheus/install.sh
+	@$(RUN)/python -m examples.demo_alert
 
 test: check unit
 

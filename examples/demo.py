@@ -36,20 +36,8 @@ Classes = NDArray[np.int64]
 def main() -> None:
     """Run the demonstration."""
     started = time.monotonic()
-    torch.set_num_threads(1)  # the network is too small for two
-    OUT.mkdir(parents=True, exist_ok=True)
-    images, labels = digits()
-    test, test_labels = images[N_TRAIN + N_CALIBRATION :], labels[N_TRAIN + N_CALIBRATION :]
-
-    say("1. Somebody trains a classifier of handwritten digits, and poisons a tenth of the training set")
-    model = train(*poisoned(images[:N_TRAIN], labels[:N_TRAIN]))
-    export(model, OUT / "digits.onnx")
-
-    say("2. You have their ONNX file and 500 clean samples, and calibrate a guard")
-    clean = slice(N_TRAIN, N_TRAIN + N_CALIBRATION)
-    np.savez(OUT / "clean.npz", inputs=images[clean], labels=labels[clean])
-    run_tool("calibrate", "fit", f"{OUT}/digits.onnx", "--data", f"{OUT}/clean.npz", "--bundle", f"{OUT}/bundle",
-             "--target-fpr", str(TARGET_FPR))  # fmt: skip
+    prepare()
+    test, test_labels = test_part()
 
     say("3. You serve it; existing Triton and KServe clients work unchanged")
     with serving(OUT / "bundle") as (address, metrics_url):
@@ -66,6 +54,29 @@ def main() -> None:
         if after[name] != before.get(name, 0.0):
             print(f"  {name:<72} {before.get(name, 0.0):>7g} -> {after[name]:g}")
     print(f"\nDone in {time.monotonic() - started:.0f} s. Open {OUT}/bundle/report.html.")
+
+
+def prepare() -> None:
+    """Poison and train a classifier, and calibrate a guard for it."""
+    torch.set_num_threads(1)  # the network is too small for two
+    OUT.mkdir(parents=True, exist_ok=True)
+    images, labels = digits()
+
+    say("1. Somebody trains a classifier of handwritten digits, and poisons a tenth of the training set")
+    model = train(*poisoned(images[:N_TRAIN], labels[:N_TRAIN]))
+    export(model, OUT / "digits.onnx")
+
+    say("2. You have their ONNX file and 500 clean samples, and calibrate a guard")
+    clean = slice(N_TRAIN, N_TRAIN + N_CALIBRATION)
+    np.savez(OUT / "clean.npz", inputs=images[clean], labels=labels[clean])
+    run_tool("calibrate", "fit", f"{OUT}/digits.onnx", "--data", f"{OUT}/clean.npz", "--bundle", f"{OUT}/bundle",
+             "--target-fpr", str(TARGET_FPR))  # fmt: skip
+
+
+def test_part() -> tuple[Images, Classes]:
+    """Return the digits that neither training nor calibration saw."""
+    images, labels = digits()
+    return images[N_TRAIN + N_CALIBRATION :], labels[N_TRAIN + N_CALIBRATION :]
 
 
 def digits() -> tuple[Images, Classes]:
