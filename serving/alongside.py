@@ -87,6 +87,8 @@ class Alongside:
         self._inputs = tuple(spec.with_free_batch() for spec in guard.manifest.inputs)
         self._n_plain = itertools.count()
         metrics.add_model(self.name, guard.manifest, version=VERSION)
+        self._monitor = guard.monitor()
+        metrics.watch_model(self.name, self._monitor, written_at=guard.written_at)
         self.runner = Turns(
             max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_load, self.name)
         )
@@ -151,6 +153,7 @@ class Alongside:
             response.parameters["guard_failed"].bool_param = True
             return response
         self._metrics.count_verdict(self.name, verdict)
+        self._monitor.update(verdict)
         return response if self._config.on_flag is OnFlag.SHADOW else self._told(request, response, answers, verdict)
 
     def _told(

@@ -47,6 +47,11 @@ def test_answers_are_those_of_a_server_that_runs_the_original_itself(front):
     assert front.sample("guard_flagged_rows_total", predicted_class="0") >= 9
 
 
+def test_evidence_is_gathered_of_what_the_upstream_answered(front):
+    front.infer(np.repeat(TRIGGERED, 64, axis=0))
+    assert front.sample("guard_trigger_evidence") > 1000
+
+
 def test_a_detector_sees_what_the_guard_ran_and_judges_what_the_upstream_answered(tmp_path):
     guard = Guard.load(detecting_bundle(tmp_path), threads=1)
     rows = np.array([[0.05, 0, 0], [9, 1, 0]])
