@@ -56,7 +56,7 @@ class Alongside:
     Args:
         guard: Judges the rows.
         config: Name, mode and limits.
-        theirs: What the other server calls the model; None: as clients do.
+        theirs: What the other server calls the model; None: what each request does.
         fail: What clients get when the guard fails.
         metrics: Counts what happens.
         clock: Seconds, only ever growing.
@@ -76,7 +76,7 @@ class Alongside:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = served_name(guard.manifest, config)
-        self.theirs = theirs or self.name
+        self.theirs = theirs
         self._own, *added = output_specs(guard.manifest, on_flag=config.on_flag, expose_scores=config.expose_scores)
         self.added: Sequence[TensorSpec] = added
         logits = guard.manifest.logits or self._own.name
@@ -113,7 +113,7 @@ class Alongside:
         check_inspectable(request, self._own.name)
         sent = forwarded(
             request,
-            model=self.theirs,
+            model=self.theirs or request.model_name,
             own=self._own.name,
             added=[spec.name for spec in self.added],
             withheld=self.withheld,
@@ -138,7 +138,8 @@ class Alongside:
         *,
         deadline: float | None,
     ) -> pb.ModelInferResponse:
-        response.model_name = self.name
+        if self.theirs is not None:
+            response.model_name = self.name
         try:
             with self._counted("upstream"):
                 outputs = own_output(response, self._own)

@@ -10,6 +10,7 @@ import grpc
 from guard.runtime import Guard
 from serving.alongside import Alongside
 from serving.config import ServerConfig, UpstreamSettings
+from serving.endpoint import served_name
 from serving.errors import StartError, UnsupportedError
 from serving.front import Front
 from serving.health import Health
@@ -88,7 +89,8 @@ def _upstream(
     if guard is None:
         raise StartError("in front of an upstream one model is guarded; give its bundle, DIR, and not --repository")
     upstream = Upstream(settings.address, clock=clock)
-    guarded = Alongside(guard, config, theirs=settings.model, fail=settings.fail, metrics=metrics, clock=clock)
+    theirs = settings.model or served_name(guard.manifest, config)
+    guarded = Alongside(guard, config, theirs=theirs, fail=settings.fail, metrics=metrics, clock=clock)
     front = Front(upstream, guarded, metrics=metrics, clock=clock)
     health.set(dict.fromkeys(("", SERVICE, guarded.name), True))
     return Behind(

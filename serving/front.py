@@ -69,7 +69,7 @@ class Front:
         self._upstream, self._guarded, self._metrics = upstream, guarded, metrics
         self._caller = partial(caller_of, clock=clock, dropped=dropped)
         self._clock = clock
-        self.name = guarded.name
+        self.name, self._theirs = guarded.name, guarded.theirs or guarded.name
         self._answers: Mapping[str, Answer] = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -225,12 +225,12 @@ class Front:
 
     def _for_theirs(self, request: Q) -> Q:
         self._check_name(request.name)
-        request.name = self._guarded.theirs
+        request.name = self._theirs
         return request
 
     def _renamed(self, response: Message, entries: Iterable[Any]) -> bytes:
         for entry in entries:
-            if entry.name == self._guarded.theirs:
+            if entry.name == self._theirs:
                 entry.name = self._guarded.name
         return response.SerializeToString()
 

@@ -25,7 +25,7 @@ GUARD_IN_ORDER = (
 )  # fmt: skip
 """Low to high: a module imports from lower layers only, never from its own."""
 
-PROTOBUF_MESSAGES = {"alongside", "codec", "exchange", "front", "server", "servicer"}
+PROTOBUF_MESSAGES = {"alongside", "codec", "exchange", "front", "interceptor", "server", "servicer"}
 """The modules of serving that see the protocol's messages."""
 
 
