@@ -86,7 +86,8 @@ async def _reload_when_told(running: Running, told: asyncio.Event) -> None:
 
 def _describe(running: Running) -> str:
     host = f"[{running.host}]" if ":" in running.host else running.host
-    where = f"{host}:{running.port}, metrics on http://{host}:{running.metrics_port}/metrics"
+    rest = "" if running.rest_port is None else f", REST on http://{host}:{running.rest_port}/v2"
+    where = f"{host}:{running.port}{rest}, metrics on http://{host}:{running.metrics_port}/metrics"
     return f"{_PROGRAM}: serving {_served(running)} on {where}"
 
 
@@ -100,6 +101,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         host=options.host,
         port=options.port,
         metrics_port=options.metrics_port,
+        rest_port=options.rest_port,
         on_flag=OnFlag(options.on_flag),
         expose_scores=options.expose_scores,
         model_control=ModelControl(options.model_control),
@@ -192,6 +194,7 @@ def _add_repository_flags(parser: argparse.ArgumentParser) -> None:
         default=server.model_control.value,
         help="explicit: clients may load and unload models",
     )
+    parser.add_argument("--rest-port", type=_port, metavar="N", help="port for REST; 0: any free one, None: no REST")
 
 
 def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:

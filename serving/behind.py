@@ -1,6 +1,6 @@
 """What is behind a server's port: models of its own, or another server whose answers are guarded."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -16,8 +16,9 @@ from serving.front import Front
 from serving.health import Health
 from serving.metrics import Metrics
 from serving.models import IndexEntry, Models
+from serving.relayed_calls import rpcs_of
 from serving.repository import Repository
-from serving.servicer import SERVER_NAME, SERVICE, Servicer
+from serving.servicer import SERVER_NAME, SERVICE, Rpc, Servicer
 from serving.store import Store
 from serving.transport import generic_handler
 from serving.upstream import Upstream
@@ -31,6 +32,7 @@ class Behind:
 
     Args:
         handler: Of the protocol's calls.
+        rpcs: These calls by name, for another front than gRPC's.
         begin: Called once the server listens.
         index: Says what is served.
         reload: Serves what lies in the store now.
@@ -39,6 +41,7 @@ class Behind:
     """
 
     handler: grpc.GenericRpcHandler
+    rpcs: Mapping[str, Rpc]
     begin: Callable[[], Awaitable[None]]
     index: Callable[[], Sequence[IndexEntry]]
     reload: Callable[[], Awaitable[None]]
@@ -67,8 +70,10 @@ def open_behind(
     servicer = Servicer(repository, metrics=metrics, version=metadata.version(SERVER_NAME), clock=clock)
     if guard is not None:
         repository.put(guard)
+    rpcs = servicer.rpcs()
     return Behind(
-        handler=generic_handler(SERVICE, servicer.rpcs(), clock=clock),
+        handler=generic_handler(SERVICE, rpcs, clock=clock),
+        rpcs=rpcs,
         begin=partial(_fill, repository) if guard is None else _nothing,
         index=repository.models.index,
         reload=repository.refresh,
@@ -94,7 +99,13 @@ def _upstream(
     front = Front(upstream, guarded, metrics=metrics, clock=clock)
     health.set(dict.fromkeys(("", SERVICE, guarded.name), True))
     return Behind(
-        handler=front, begin=_nothing, index=front.index, reload=_unsupported, drain=front.drain, close=front.close
+        handler=front,
+        rpcs=rpcs_of(front.answers),
+        begin=_nothing,
+        index=front.index,
+        reload=_unsupported,
+        drain=front.drain,
+        close=front.close,
     )
 
 

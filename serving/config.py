@@ -76,6 +76,7 @@ class ServerConfig:
         host: The address to listen on.
         port: For gRPC; 0: any free one.
         metrics_port: For Prometheus; 0: any free one.
+        rest_port: For REST; 0: any free one, None: there is none.
         on_flag: What a client gets when the guard speaks up.
         expose_scores: Whether responses carry p-values.
         model_control: Whether clients may load and unload models.
@@ -87,6 +88,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8001
     metrics_port: int = 8002
+    rest_port: int | None = None
     on_flag: OnFlag = OnFlag.CORRECT
     expose_scores: bool = False
     model_control: ModelControl = ModelControl.NONE

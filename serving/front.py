@@ -47,7 +47,7 @@ class Front:
     Inference for this model is guarded, streams message by message, and for other models refused: what the upstream
     serves under another name is not guarded. Readiness and descriptions of the model are the upstream's, with the
     guard's part. Everything else that the service has, known or not, is the upstream's own; but for what calls itself
-    inference in some way that the guard does not know.
+    inference in some way that the guard does not know. ``answers`` holds what is not merely passed on, by name.
 
     Args:
         upstream: Runs the model.
@@ -70,7 +70,7 @@ class Front:
         self._caller = partial(caller_of, clock=clock, dropped=dropped)
         self._clock = clock
         self.name, self._theirs = guarded.name, guarded.theirs or guarded.name
-        self._answers: Mapping[str, Answer] = {
+        self.answers: Mapping[str, Answer] = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
             "ModelReady": self.model_ready,
@@ -86,8 +86,8 @@ class Front:
         service, _, name = handler_call_details.method.removeprefix("/").partition("/")
         if service != SERVICE:
             return None
-        if name in self._answers:
-            return grpc.unary_unary_rpc_method_handler(partial(answer_with, self._answers[name], self._caller))
+        if name in self.answers:
+            return grpc.unary_unary_rpc_method_handler(partial(answer_with, self.answers[name], self._caller))
         if name == _STREAM:
             return grpc.stream_stream_rpc_method_handler(self._stream)
         if "infer" in name.lower() or not _NAME.fullmatch(name):

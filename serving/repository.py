@@ -28,9 +28,6 @@ __all__ = ["Repository"]
 
 _logger = logging.getLogger(__name__)
 
-_UNLOADED = "unloaded"
-_GONE = "its folder is gone; it serves on as no version that is there can"
-
 
 class Repository:
     """Changes which models a server has; used from one event loop. ``models`` is what it has.
@@ -96,9 +93,7 @@ class Repository:
         """Stop serving a model; requests that have begun are finished.
 
         Raises:
-            ControlError: The operator does not let clients do so.
-            InputError: No model can have this name.
-            NotFoundError: There is no such model.
+            NotFoundError: There is no such model; ControlError and InputError as load.
         """
         self._check_control(model)
         await self._in_turn(self._unload(model))
@@ -142,7 +137,7 @@ class Repository:
         self.models.unloaded.add(model)
         for slot in slots.values():
             self._retire(slot)
-            slot.reason, slot.opening = _UNLOADED, False
+            slot.reason, slot.opening = "unloaded", False
         self._on_change(self.models)
 
     async def _bring(self, model: str, places: Sequence[Place]) -> None:
@@ -156,7 +151,7 @@ class Repository:
             self._release(model, gone)
         else:
             for version in gone:
-                slots[version].reason = _GONE
+                slots[version].reason = "its folder is gone; it serves on as no version that is there can"
         self._on_change(self.models)
 
     async def _open(self, slot: Slot, place: Place) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -24,9 +25,12 @@ from serving.models import IndexEntry
 from serving.servicer import SERVICE
 from serving.store import Store
 
+if TYPE_CHECKING:
+    from serving.rest import RestServer
+
 __all__ = ["Running", "serve"]
 
-_REST_S = 1.0
+_LAST_ANSWERS_S = 1.0
 """Seconds for the last answers to leave once nothing is in flight; streams without an end get no more either."""
 
 
@@ -38,6 +42,7 @@ class Running:
         host: The address it listens on.
         port: For gRPC.
         metrics_port: For Prometheus.
+        rest_port: For REST; None: there is none.
         index: Says what it serves.
         reload: Serves what lies in the store now (see Repository.refresh).
     """
@@ -45,6 +50,7 @@ class Running:
     host: str
     port: int
     metrics_port: int
+    rest_port: int | None
     index: Callable[[], Sequence[IndexEntry]]
     reload: Callable[[], Awaitable[None]]
 
@@ -81,14 +87,21 @@ async def serve(
     server.add_generic_rpc_handlers((behind.handler, health.handler()))
     _add_reflection(server)
     with _metrics_server(config, registry) as metrics_port:
+        rest = await _start_rest(config, behind)
         await server.start()
         try:
             await behind.begin()
             yield Running(
-                host=config.host, port=port, metrics_port=metrics_port, index=behind.index, reload=behind.reload
+                host=config.host,
+                port=port,
+                metrics_port=metrics_port,
+                rest_port=None if rest is None else rest.port,
+                index=behind.index,
+                reload=behind.reload,
             )
         finally:
-            await _drain(server, health, behind, grace_s=config.limits.grace_s)
+            health.drain()
+            await _drain(server, rest, behind, grace_s=config.limits.grace_s)
 
 
 def _bind(config: ServerConfig) -> tuple[grpc.aio.Server, int]:
@@ -137,12 +150,28 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server, pool=pool)
 
 
-async def _drain(server: grpc.aio.Server, health: Health, behind: Behind, *, grace_s: float) -> None:
-    health.drain()
+async def _start_rest(config: ServerConfig, behind: Behind) -> "RestServer | None":
+    if config.rest_port is None:
+        return None
+    try:
+        from serving.rest import start_rest  # noqa: PLC0415 - an extra, which only this flag needs
+    except ImportError as error:
+        raise StartError(f"--rest-port needs {error.name}; pip install 'trigger-guard[rest]'") from error
+    max_bytes, last_s = config.limits.max_message_bytes, _LAST_ANSWERS_S
+    try:
+        return await start_rest(
+            behind.rpcs, host=config.host, port=config.rest_port, max_bytes=max_bytes, last_answers_s=last_s
+        )
+    except OSError as error:
+        raise _port_error(config.host, config.rest_port, "--rest-port", error) from error
+
+
+async def _drain(server: grpc.aio.Server, rest: "RestServer | None", behind: Behind, *, grace_s: float) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + grace_s
     await behind.drain(grace_s)
-    await server.stop(max(0.0, min(_REST_S, end - loop.time())))
+    last = server.stop(max(0.0, min(_LAST_ANSWERS_S, end - loop.time())))
+    await asyncio.gather(last, *([] if rest is None else [rest.stop()]))
     await behind.close()
 
 

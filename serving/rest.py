@@ -1,0 +1,229 @@
+"""The protocol over HTTP, on aiohttp: addresses and headers here, the servicer's calls behind them."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+from aiohttp import web
+
+from guard.errors import InputError
+from serving.errors import UnsupportedError
+from serving.rest_codec import decode_infer, decode_object, encode_infer, plain, set_parameters
+from serving.servicer import SERVER_NAME, Rpc
+from serving.transport import refuse
+
+__all__ = ["HTTP_STATUS", "RestServer", "start_rest"]
+
+HTTP_STATUS: Mapping[grpc.StatusCode, int] = MappingProxyType(
+    {
+        grpc.StatusCode.INTERNAL: 500,
+        grpc.StatusCode.NOT_FOUND: 404,
+        grpc.StatusCode.UNAVAILABLE: 503,
+        grpc.StatusCode.UNIMPLEMENTED: 501,
+    }
+)
+"""As Triton has it; every other status is 400."""
+
+_NOT_READY = 503
+_LENGTH = "Inference-Header-Content-Length"
+_INLINE_BYTES = 2**16
+"""Longer bodies are read and written by a thread, so that they hold up nobody."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class RestServer:
+    """A running HTTP server.
+
+    Args:
+        runner: Of aiohttp.
+        port: That it listens on.
+    """
+
+    def __init__(self, runner: web.AppRunner, port: int) -> None:
+        self._runner, self.port = runner, port
+
+    async def stop(self) -> None:
+        """Let go of the port, and end what is still running once the time for the last answers is up."""
+        await self._runner.cleanup()
+
+
+async def start_rest(
+    rpcs: Mapping[str, Rpc], *, host: str, port: int, max_bytes: int, last_answers_s: float
+) -> RestServer:
+    """Start to listen.
+
+    Args:
+        rpcs: The servicer's calls by name.
+        host: The address to listen on.
+        port: 0: any free one.
+        max_bytes: Of one body.
+        last_answers_s: Seconds that answers have to leave once the server is told to stop.
+
+    Raises:
+        OSError: The port cannot be had.
+    """
+    app = web.Application(client_max_size=max_bytes, middlewares=[_answer_errors])
+    app.on_response_prepare.append(_sign)
+    app.add_routes(_Routes(rpcs).table())
+    # A caller who hangs up gives its place in the queue back.
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=last_answers_s)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    return RestServer(runner, runner.addresses[0][1])
+
+
+class _Routes:
+    """Answers each address with the servicer's calls."""
+
+    def __init__(self, rpcs: Mapping[str, Rpc]) -> None:
+        self._rpcs = rpcs
+
+    def table(self) -> list[web.RouteDef]:
+        """Return every address with what answers it."""
+        return [
+            web.get("/v2", self._server),
+            web.get("/v2/", self._server),
+            web.get("/v2/health/live", self._live),
+            web.get("/v2/health/ready", self._ready),
+            web.get("/v2/models/stats", self._statistics),
+            web.post("/v2/repository/index", self._index),
+            web.post("/v2/repository/models/{model}/load", self._load),
+            web.post("/v2/repository/models/{model}/unload", self._unload),
+            *(route for prefix in _MODEL for route in self._model_table(prefix)),
+        ]
+
+    def _model_table(self, prefix: str) -> list[web.RouteDef]:
+        return [
+            web.get(prefix, self._model),
+            web.get(f"{prefix}/ready", self._model_ready),
+            web.get(f"{prefix}/config", self._config),
+            web.get(f"{prefix}/stats", self._statistics),
+            web.post(f"{prefix}/infer", self._infer),
+        ]
+
+    async def _call(self, name: str, /, **fields: Any) -> Any:
+        rpc = self._rpcs[name]
+        return await rpc.answer(rpc.request(**fields), None)
+
+    async def _server(self, _: web.Request) -> web.Response:
+        return web.json_response(plain(await self._call("ServerMetadata")))
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return _yes_or_no((await self._call("ServerLive")).live)
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        return _yes_or_no((await self._call("ServerReady")).ready)
+
+    async def _model(self, request: web.Request) -> web.Response:
+        return web.json_response(plain(await self._call("ModelMetadata", **_which(request))))
+
+    async def _model_ready(self, request: web.Request) -> web.Response:
+        return _yes_or_no((await self._call("ModelReady", **_which(request))).ready)
+
+    async def _config(self, request: web.Request) -> web.Response:
+        return web.json_response(plain((await self._call("ModelConfig", **_which(request))).config))
+
+    async def _statistics(self, request: web.Request) -> web.Response:
+        return web.json_response(plain(await self._call("ModelStatistics", **_which(request))))
+
+    async def _index(self, request: web.Request) -> web.Response:
+        content = await _content(request)
+        only_ready = content.get("ready", False)
+        if not isinstance(only_ready, bool):
+            raise InputError("'ready' is neither true nor false")
+        return web.json_response(plain(await self._call("RepositoryIndex", ready=only_ready))["models"])
+
+    async def _load(self, request: web.Request) -> web.Response:
+        return await self._control("RepositoryModelLoad", request)
+
+    async def _unload(self, request: web.Request) -> web.Response:
+        return await self._control("RepositoryModelUnload", request)
+
+    async def _control(self, name: str, request: web.Request) -> web.Response:
+        if (rpc := self._rpcs.get(name)) is None:
+            raise UnsupportedError(f"{name} is not offered here")
+        message: Any = rpc.request(model_name=_path(request, "model"))
+        parameters = (await _content(request)).get("parameters", {})
+        if not isinstance(parameters, dict):
+            raise InputError("'parameters' is no object")
+        set_parameters(message.parameters, parameters)
+        await rpc.answer(message, None)
+        return web.Response()
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        n_json = _json_length(request)
+        body = await request.read()
+        which = {"model": _path(request, "model"), "version": _path(request, "version")}
+        message, form = await _aside(len(body), decode_infer, body, n_json, **which)
+        response = await self._rpcs["ModelInfer"].answer(message, None)
+        content, n_json = await _aside(response.ByteSize(), encode_infer, response, form)
+        if n_json is None:
+            return web.Response(body=content, content_type="application/json")
+        return web.Response(body=content, content_type="application/octet-stream", headers={_LENGTH: str(n_json)})
+
+
+_MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+
+
+async def _aside(n_bytes: int, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if n_bytes <= _INLINE_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def _path(request: web.Request, part: str) -> str:
+    return request.match_info.get(part, "")
+
+
+def _which(request: web.Request) -> dict[str, str]:
+    return {"name": _path(request, "model"), "version": _path(request, "version")}
+
+
+def _json_length(request: web.Request) -> int | None:
+    text = request.headers.get(_LENGTH)
+    if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise InputError(f"{_LENGTH} is {text[:40]!r}, which is no whole number")
+    return None if text is None else int(text)
+
+
+async def _content(request: web.Request) -> dict[str, Any]:
+    body = await request.read()
+    return decode_object(body) if body.strip() else {}
+
+
+def _yes_or_no(yes: bool) -> web.Response:
+    return web.Response(status=200 if yes else _NOT_READY)
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever a request ends with into a status and a reason, never a stack trace."""
+    try:
+        return await handler(request)
+    except web.HTTPRequestEntityTooLarge:
+        limit = request.client_max_size
+        return _error(413, f"the request has more than {limit} bytes, the server's limit; send fewer rows at a time")
+    except web.HTTPException as error:
+        return _error(error.status, f"{request.method} is not offered at this address: {error.reason}")
+    except web.RequestPayloadError:
+        return _error(400, "the request's body cannot be read as its headers say")
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        refused = refuse(error)
+        return _error(HTTP_STATUS.get(refused.code, 400), refused.text)
+
+
+def _error(status: int, text: str) -> web.Response:
+    return web.Response(status=status, body=json.dumps({"error": text}).encode(), content_type="application/json")
+
+
+async def _sign(_: web.Request, response: web.StreamResponse) -> None:
+    """Name the product rather than its parts and their versions."""
+    response.headers["Server"] = SERVER_NAME

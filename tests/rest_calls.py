@@ -1,0 +1,56 @@
+"""Raw HTTP to a server of this process: what is sent is exactly what a test says."""
+
+import http.client
+import json
+from typing import Any
+
+from servers import TIMEOUT_S, Live
+
+__all__ = ["Answer", "binary_body", "infer_body", "post_infer", "rest"]
+
+LENGTH = "Inference-Header-Content-Length"
+
+
+class Answer:
+    """A status, and the body as it came."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status, self.body, self.headers = response.status, response.read(), response.headers
+
+    @property
+    def json(self) -> Any:
+        """The JSON of the body, without what is behind it."""
+        return json.loads(self.body[: int(self.headers.get(LENGTH, len(self.body)))])
+
+    @property
+    def behind(self) -> bytes:
+        """What is behind the JSON."""
+        return self.body[int(self.headers[LENGTH]) :]
+
+
+def rest(server: Live, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+    """Send one request on a connection of its own; a body that is no bytes goes as JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.running.rest_port, timeout=TIMEOUT_S)
+    try:
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, content, headers or {})
+        return Answer(connection.getresponse())
+    finally:
+        connection.close()
+
+
+def post_infer(server: Live, body: Any, *, model: str = "tiny", headers: dict[str, str] | None = None) -> Answer:
+    """Ask a model, in JSON."""
+    return rest(server, "POST", f"/v2/models/{model}/infer", body, headers)
+
+
+def infer_body(rows: Any, **tensor: Any) -> dict[str, Any]:
+    """Return a request about rows of the tiny model, with other entries of its tensor."""
+    shape = [len(rows), len(rows[0]) if len(rows) else 3]
+    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": shape, "data": rows} | tensor]}
+
+
+def binary_body(header: Any, *raw: bytes) -> tuple[bytes, dict[str, str]]:
+    """Return a body with raw bytes behind its JSON, and the header that says so."""
+    content = json.dumps(header).encode()
+    return b"".join((content, *raw)), {LENGTH: str(len(content))}
