@@ -90,7 +90,7 @@ class Alongside:
         self._monitor = guard.monitor()
         metrics.watch_model(self.name, self._monitor, written_at=guard.written_at)
         self.runner = Turns(
-            max_in_flight=config.limits.max_in_flight, clock=clock, on_change=partial(metrics.set_load, self.name)
+            max_in_flight=config.limits.max_in_flight, clock=clock, on_change=metrics.load_of(self.name)
         )
 
     async def answer(

@@ -103,7 +103,7 @@ class Endpoint:
             max_queue_rows=config.limits.max_queue_rows,
             max_queue_delay_s=config.limits.max_queue_delay_s,
             clock=clock,
-            on_change=partial(metrics.set_load, self.name),
+            on_change=metrics.load_of(self.name),
         )
 
     async def infer(

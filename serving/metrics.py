@@ -1,6 +1,7 @@
 """What Prometheus sees. docs/metrics.md explains each metric; label values come from loaded models and fixed lists."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Literal
 
 import grpc
@@ -103,7 +104,6 @@ class Metrics:
             for predicted_class in range(manifest.n_classes):
                 self._flagged.labels(model, str(predicted_class))
         self._requests.labels(model, grpc.StatusCode.OK.name)
-        self.set_load(model, 0)
 
     def remove_model(self, model: str) -> None:
         """End the series of a model that is served no more."""
@@ -129,10 +129,20 @@ class Metrics:
         """Count one inference request; a model that is not served counts as unknown."""
         self._requests.labels(model if model in self._models else UNKNOWN, status.name).inc()
 
-    def set_load(self, model: str, n_requests: int, n_waiting_rows: int = 0) -> None:
-        """Say how many requests wait or run, and how many rows wait."""
-        self._in_flight.labels(model).set(n_requests)
-        self._queue_rows.labels(model).set(n_waiting_rows)
+    def load_of(self, model: str) -> Callable[..., None]:
+        """Return what to tell, whenever that changes, how many requests wait or run, and how many rows wait.
+
+        Each is for one bundle of the model: while one takes another's place, the model's load is the sum of both.
+        """
+        before = [0, 0]
+
+        def tell(n_requests: int, n_waiting_rows: int = 0) -> None:
+            self._in_flight.labels(model).inc(n_requests - before[0])
+            self._queue_rows.labels(model).inc(n_waiting_rows - before[1])
+            before[:] = n_requests, n_waiting_rows
+
+        tell(0)
+        return tell
 
     def observe_batch(self, model: str, n_rows: int) -> None:
         """Count one run of the model and its rows."""

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from bundles import CLEAN, bounded_model, clean_scores, manifest, original_model, shifted_bundle
 from onnx import TensorProto
-from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard
+from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard, wait_for
 
 from guard import Guard
 from guard.bundle import BOUNDED, MANIFEST, ORIGINAL, THRESHOLDS, load_bundle, pack_scores, save_bundle
@@ -95,11 +95,11 @@ def test_a_request_that_has_begun_is_finished_by_the_bundle_it_began_with(root):
         begun = server.rpc("ModelInfer").future(infer_request(CLEAN, model="m"), timeout=TIMEOUT_S)
         assert gate.started.acquire(timeout=TIMEOUT_S)
         waiting = server.rpc("ModelInfer").future(infer_request(CLEAN, model="m"), timeout=TIMEOUT_S)
-        while server.sample("guard_requests_in_flight", model="m/1") != 2:
-            pass
+        wait_for(lambda: server.sample("guard_requests_in_flight", model="m/1") == 2)
         shifted_bundle(root / "m" / "1", 7)
         server.reload()
         assert shift(ask(server)) == 7
+        wait_for(lambda: server.sample("guard_requests_in_flight", model="m/1") == 2)
         gate.open.set()
         assert (shift(begun.result()), shift(waiting.result())) == (0, 0)
         assert gate.rows_run == [1, 1]
@@ -145,8 +145,7 @@ def test_a_load_whose_caller_leaves_is_made_to_its_end(root):
         shifted_bundle(root / "m" / "1", 4)
         request = pb.RepositoryModelLoadRequest(model_name="m")
         loading = server.rpc("RepositoryModelLoad").future(request, timeout=TIMEOUT_S)
-        while len(folders) < 2:
-            pass
+        wait_for(lambda: len(folders) == 2)
         loading.cancel()
         assert shift(ask(server)) == 0
         gate.set()
