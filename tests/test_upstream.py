@@ -6,11 +6,12 @@ import pytest
 from bundles import CLEAN, CORRECTED, TRIGGERED
 from detectors import detecting_bundle
 from servers import SERVICE, TIMEOUT_S, infer_request, live, tensors
+from test_serving import PROBES
 from upstreams import DETAILS, plain, relu
 
 from guard import Guard
 from serving._pb import open_inference_pb2 as pb
-from serving.config import OnFlag
+from serving.config import OnFlag, UpstreamSettings
 
 MIXED = np.concatenate([CLEAN, TRIGGERED])
 Code = grpc.StatusCode
@@ -188,6 +189,23 @@ def test_what_lies_in_shared_memory_is_refused(front, upstream, hide):
         True,
     )
     assert upstream.asked == []
+
+
+@pytest.fixture(scope="module")
+def before_ours():
+    """Return a front of a server of ours that shows nothing of its guard."""
+    with live(on_flag=OnFlag.SHADOW) as ours, live(upstream=address_of(ours)) as server:
+        yield server
+
+
+def address_of(server):
+    return UpstreamSettings(address=f"127.0.0.1:{server.running.port}")
+
+
+@pytest.mark.parametrize(("request_", "code", "_"), PROBES.values(), ids=PROBES)
+def test_each_wrong_request_gets_the_status_that_it_gets_without_an_upstream(before_ours, request_, code, _):
+    assert before_ours.refuses(request_)[0] == code
+    assert tensors(before_ours.infer(CLEAN))["y"] == CLEAN.tolist()
 
 
 BAD = {

@@ -137,6 +137,17 @@ def test_a_guard_that_fails_lets_nothing_through_by_default(error):
         assert server.sample("guard_unguarded_answers_total") == 0
 
 
+def test_a_guard_that_hangs_keeps_a_request_until_its_deadline_and_goes_on_when_it_is_over():
+    stuck = GatedModel(cap=4)
+    with plain() as upstream, live(tiny_guard(bounded=stuck), upstream=upstream.settings) as server:
+        stuck.open.clear()
+        hung, waiting = (server.rpc("ModelInfer").future(infer_request(CLEAN), timeout=0.5) for _ in range(2))
+        assert [hung.exception().code(), waiting.exception().code()] == [Code.DEADLINE_EXCEEDED] * 2
+        stuck.open.set()
+        assert tensors(server.infer(CLEAN))["y"] == CLEAN.tolist()
+        assert server.sample("guard_unguarded_answers_total") == 0
+
+
 def test_a_guard_that_fails_open_lets_the_answer_through_and_says_and_counts_it():
     with plain() as upstream:
         settings = replace(upstream.settings, fail=Fail.OPEN)

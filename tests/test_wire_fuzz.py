@@ -11,6 +11,8 @@ from bundles import CLEAN
 from servers import live, tensors, tiny_guard
 from wire_fuzz import REFUSALS, Fuzzer
 
+from serving.config import OnFlag, UpstreamSettings
+
 STATE = Path("out/wire-fuzz.json")
 """Where a long run left off; delete it to start again."""
 
@@ -22,6 +24,17 @@ def test_malformed_requests_are_refused_or_answered_as_the_guard_answers_and_the
         assert tensors(server.infer(CLEAN))["y"] == CLEAN.tolist()
     assert statuses.keys() <= {grpc.StatusCode.OK, *REFUSALS}
     assert min(statuses[grpc.StatusCode.OK], statuses[grpc.StatusCode.INVALID_ARGUMENT]) > 300
+
+
+def test_the_same_holds_in_front_of_another_server():
+    with live(on_flag=OnFlag.SHADOW) as upstream:
+        settings = UpstreamSettings(address=f"127.0.0.1:{upstream.running.port}")
+        with live(upstream=settings) as server:
+            fuzzer = Fuzzer(server, tiny_guard())
+            statuses = Counter(fuzzer.send(seed) for seed in range(5000, 5700))
+            assert tensors(server.infer(CLEAN))["y"] == CLEAN.tolist()
+            assert server.sample("guard_failures_total", stage="upstream") == 0
+    assert min(statuses[grpc.StatusCode.OK], statuses[grpc.StatusCode.INVALID_ARGUMENT]) > 100
 
 
 @pytest.mark.slow
