@@ -97,6 +97,7 @@ class Endpoint:
         metrics.add_model(self.name, guard.manifest, version=version)
         self._monitor = guard.monitor()
         metrics.watch_model(self.name, self._monitor, written_at=guard.written_at)
+        metrics.set_queue_limit(self.name, config.limits.max_queue_rows)
         self.runner = Batcher(
             self._run,
             max_batch_rows=config.limits.max_batch_rows,

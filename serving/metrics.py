@@ -61,6 +61,9 @@ class Metrics:
             "guard_requests_in_flight", "Requests waiting or running.", ["model"], registry=registry
         )
         self._queue_rows = Gauge("guard_queue_rows", "Rows waiting for a run.", ["model"], registry=registry)
+        self._queue_rows_limit = Gauge(
+            "guard_queue_rows_limit", "Rows that may wait for a run.", ["model"], registry=registry
+        )
         self._batch_rows = Histogram(
             "guard_batch_rows", "Rows of one run.", ["model"], buckets=_BATCH_ROWS, registry=registry
         )
@@ -143,6 +146,10 @@ class Metrics:
 
         tell(0)
         return tell
+
+    def set_queue_limit(self, model: str, n_rows: int) -> None:
+        """Say how many rows may wait."""
+        self._queue_rows_limit.labels(model).set(n_rows)
 
     def observe_batch(self, model: str, n_rows: int) -> None:
         """Count one run of the model and its rows."""
