@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +15,10 @@ from guard.model import CPU, CUDA
 from guard.runtime import Guard
 from serving.config import Fail, Limits, ModelControl, OnFlag, ServerConfig, UpstreamSettings
 from serving.endpoint import served_name
+from serving.events import Tracer
+from serving.logs import LogFormat, LogLevel, logging_to
 from serving.models import State
+from serving.operations import add_operations_flags, audit_settings, security, tracing_if_asked
 from serving.server import Running, serve
 from serving.store import Store, repository_store, single_store
 
@@ -39,14 +41,24 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run guard-serve and return its exit status: 0 after a drain, 2 if it cannot start."""
     options = _parse(arguments)
-    logging.basicConfig(format=f"{_PROGRAM}: %(levelname)s: %(message)s", level=logging.WARNING)
+    form, level = LogFormat(options.log_format), LogLevel(options.log_level)
+    with logging_to(sys.stderr, program=_PROGRAM, form=form, level=level):
+        try:
+            _run(options)
+        except GuardError as error:
+            print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
+            return _USER_ERROR
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    config, tracer = _config(options), tracing_if_asked(options)
     try:
         guard, store = _bundles(options)
-        asyncio.run(_serve_until_told(guard, _config(options), store))
-    except GuardError as error:
-        print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
-        return _USER_ERROR
-    return 0
+        asyncio.run(_serve_until_told(guard, config, store, tracer))
+    finally:
+        if tracer is not None:
+            tracer.close()
 
 
 def _bundles(options: argparse.Namespace) -> tuple[Guard | None, Store]:
@@ -58,15 +70,15 @@ def _bundles(options: argparse.Namespace) -> tuple[Guard | None, Store]:
     return guard, single_store(options.bundle, served_name(guard.manifest, _config(options)), opened)
 
 
-async def _serve_until_told(guard: Guard | None, config: ServerConfig, store: Store) -> None:
+async def _serve_until_told(guard: Guard | None, config: ServerConfig, store: Store, tracer: Tracer | None) -> None:
     stop, hang_up = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for name, told in (("SIGTERM", stop), ("SIGINT", stop), ("SIGHUP", hang_up)):
         # Without it, on Windows, interrupting the program ends it without a drain.
         with suppress(NotImplementedError, AttributeError):
             loop.add_signal_handler(getattr(signal, name), told.set)
-    async with serve(guard, config, store=store) as running:
-        print(_describe(running), flush=True)
+    async with serve(guard, config, store=store, tracer=tracer) as running:
+        print(_describe(running, config), flush=True)
         reloading = asyncio.create_task(_reload_when_told(running, hang_up))
         await stop.wait()
         reloading.cancel()
@@ -84,10 +96,11 @@ async def _reload_when_told(running: Running, told: asyncio.Event) -> None:
             print(f"{_PROGRAM}: reloaded, serving {_served(running)}", flush=True)
 
 
-def _describe(running: Running) -> str:
+def _describe(running: Running, config: ServerConfig) -> str:
     host = f"[{running.host}]" if ":" in running.host else running.host
-    rest = "" if running.rest_port is None else f", REST on http://{host}:{running.rest_port}/v2"
-    where = f"{host}:{running.port}{rest}, metrics on http://{host}:{running.metrics_port}/metrics"
+    scheme = "https" if config.security.tls_cert else "http"
+    rest = "" if running.rest_port is None else f", REST on {scheme}://{host}:{running.rest_port}/v2"
+    where = f"{host}:{running.port}{rest}, metrics on {scheme}://{host}:{running.metrics_port}/metrics"
     return f"{_PROGRAM}: serving {_served(running)} on {where}"
 
 
@@ -105,6 +118,8 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         on_flag=OnFlag(options.on_flag),
         expose_scores=options.expose_scores,
         model_control=ModelControl(options.model_control),
+        security=security(options),
+        audit=audit_settings(options),
         limits=Limits(
             max_message_bytes=options.max_message_bytes,
             max_rows=options.max_rows,
@@ -180,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         "--grace-s", type=_seconds, default=limits.grace_s, metavar="S", help="time to finish once told to stop"
     )
     _add_upstream_flags(parser)
+    add_operations_flags(parser, _whole)
     return parser
 
 

@@ -21,6 +21,7 @@ from serving.codec import decode_inputs
 from serving.config import Fail, OnFlag, ServerConfig
 from serving.endpoint import served_name
 from serving.errors import UnguardedError
+from serving.events import OnFlagged, telling
 from serving.exchange import check_inspectable, forwarded, is_plain, own_output, with_tensors
 from serving.metrics import Metrics, Stage
 from serving.turns import Turns
@@ -60,6 +61,7 @@ class Alongside:
         fail: What clients get when the guard fails.
         metrics: Counts what happens.
         clock: Seconds, only ever growing.
+        on_flagged: Told of every request with flagged rows.
 
     Raises:
         BundleError: The model's output cannot be told apart from the guard's.
@@ -74,6 +76,7 @@ class Alongside:
         fail: Fail = Fail.CLOSED,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        on_flagged: OnFlagged = lambda _: None,
     ) -> None:
         self.name = served_name(guard.manifest, config)
         self.theirs = theirs
@@ -84,6 +87,7 @@ class Alongside:
         self.withheld = frozenset({logits} - {self._own.name}) if corrects else frozenset()
         self._guard, self._config, self._fail = guard, config, fail
         self._metrics, self._clock = metrics, clock
+        self._tell = telling(on_flagged, guard.manifest, model=self.name, version=VERSION)
         self._inputs = tuple(spec.with_free_batch() for spec in guard.manifest.inputs)
         self._n_plain = itertools.count()
         metrics.add_model(self.name, guard.manifest, version=VERSION)
@@ -94,7 +98,7 @@ class Alongside:
         )
 
     async def answer(
-        self, request: pb.ModelInferRequest, ask: Ask, *, deadline: float | None = None
+        self, request: pb.ModelInferRequest, ask: Ask, *, deadline: float | None = None, request_id: str = ""
     ) -> pb.ModelInferResponse:
         """Return the other server's answer as the client may see it.
 
@@ -102,6 +106,7 @@ class Alongside:
             request: For this model, as the client sent it.
             ask: Called once, when the request is known to be one that the guard can judge.
             deadline: On the clock.
+            request_id: What the observer is told of it.
 
         Raises:
             InputError: The inputs do not fit, hold NaN or infinity, or cannot be seen.
@@ -125,7 +130,7 @@ class Alongside:
             try:
                 with self._timed("upstream"):
                     response = await ask(sent)
-                return await self._guarded(request, response, inputs, ran, deadline=deadline)
+                return await self._guarded(request, response, inputs, ran, deadline=deadline, request_id=request_id)
             finally:
                 ran.cancel()
 
@@ -137,6 +142,7 @@ class Alongside:
         ran: Awaitable[_Ran],
         *,
         deadline: float | None,
+        request_id: str,
     ) -> pb.ModelInferResponse:
         if self.theirs is not None:
             response.model_name = self.name
@@ -155,6 +161,7 @@ class Alongside:
             return response
         self._metrics.count_verdict(self.name, verdict)
         self._monitor.update(verdict)
+        self._tell(request_id, inputs, slice(None), verdict)
         return response if self._config.on_flag is OnFlag.SHADOW else self._told(request, response, answers, verdict)
 
     def _told(

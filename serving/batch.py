@@ -17,9 +17,9 @@ Arrays = Mapping[str, NDArray[Any]]
 Decode = Callable[[], Arrays]
 """Returns a request's arrays (N, ...) by name, or raises."""
 
-Run = Callable[[Arrays], Callable[[slice], A]]
-"""Answers arrays (N, ...) by name: returns what gives the answer to a slice of the rows, or refuses that slice alone by
-raising. Where the run itself raises, every request in it fails with that."""
+Run = Callable[[Arrays], Callable[[slice, str], A]]
+"""Answers arrays (N, ...) by name: returns what gives the answer to a slice of the rows and the name of their request,
+or refuses that slice alone by raising. Where the run itself raises, every request in it fails with that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +54,20 @@ Outcome = Answered[A] | Exception
 
 
 def run_batch(
-    decoders: Sequence[Decode], n_rows: Sequence[int], run: Run[A], *, started: float, clock: Callable[[], float]
+    decoders: Sequence[Decode],
+    n_rows: Sequence[int],
+    names: Sequence[str],
+    run: Run[A],
+    *,
+    started: float,
+    clock: Callable[[], float],
 ) -> Sequence[Outcome[A]]:
     """Answer several requests, each by itself as far as anybody can tell.
 
     Args:
         decoders: One per request.
         n_rows: How many rows each request said it has.
+        names: What the run is told that they are called.
         run: Called once for all requests that can be joined: the same names, dtypes and shapes without axis 0.
         started: When their turn came, on the clock.
         clock: Seconds.
@@ -78,7 +85,7 @@ def run_batch(
         else:
             groups.setdefault(_layout(part.arrays), []).append(part)
     for parts in groups.values():
-        outcomes |= _run_group(parts, run, started, clock)
+        outcomes |= _run_group(parts, names, run, started, clock)
     return [outcomes[index] for index in range(len(decoders))]
 
 
@@ -96,7 +103,7 @@ def _layout(arrays: Arrays) -> Hashable:
 
 
 def _run_group(
-    parts: Sequence[_Part], run: Run[A], started: float, clock: Callable[[], float]
+    parts: Sequence[_Part], names: Sequence[str], run: Run[A], started: float, clock: Callable[[], float]
 ) -> Mapping[int, Outcome[A]]:
     began = clock()
     try:
@@ -109,7 +116,7 @@ def _run_group(
     for part in parts:
         rows = slice(end, end := end + part.n_rows)
         try:
-            value = answer(rows)
+            value = answer(rows, names[part.index])
         except Exception as error:  # noqa: BLE001 - refused to this request alone
             outcomes[part.index] = error
         else:

@@ -27,6 +27,7 @@ class _Request(Generic[A]):
     n_rows: int
     layout: Hashable
     deadline: float | None
+    name: str
     submitted: float
     answer: asyncio.Future[Outcome[A]]
     expiry: asyncio.TimerHandle | None = None
@@ -96,7 +97,7 @@ class Batcher(Generic[A]):
         return self._stopping
 
     async def submit(
-        self, decode: Decode, *, n_rows: int, layout: Hashable = None, deadline: float | None = None
+        self, decode: Decode, *, n_rows: int, layout: Hashable = None, deadline: float | None = None, name: str = ""
     ) -> Answered[A]:
         """Return the answer to one request, or raise what decoding, its run or its cut raises.
 
@@ -107,13 +108,14 @@ class Batcher(Generic[A]):
             layout: Requests share a batch only where it is equal, such as for shapes without axis 0. What can still
                 not be joined runs apart.
             deadline: On the clock; a request whose turn comes later is not run. None: it may wait for ever.
+            name: What the run is told that the request is called.
 
         Raises:
             OverloadedError: Too many rows wait already, or the server is stopping.
             DeadlineError: The deadline passed before the request's turn came.
         """
         request = _Request[A](
-            decode=decode, n_rows=n_rows, layout=layout, deadline=deadline, submitted=self._clock(),
+            decode=decode, n_rows=n_rows, layout=layout, deadline=deadline, name=name, submitted=self._clock(),
             answer=asyncio.get_running_loop().create_future(),
         )  # fmt: skip
         self._enqueue(request)
@@ -180,7 +182,8 @@ class Batcher(Generic[A]):
 
     def _work(self, batch: Sequence[_Request[A]]) -> Callable[[], Sequence[Outcome[A]]]:
         decoders, n_rows = [request.decode for request in batch], [request.n_rows for request in batch]
-        return partial(run_batch, decoders, n_rows, self._run, started=self._clock(), clock=self._clock)
+        names = [request.name for request in batch]
+        return partial(run_batch, decoders, n_rows, names, self._run, started=self._clock(), clock=self._clock)
 
     def _due(self) -> bool:
         """Say whether to run what waits now; if not, see to it that the question is asked again in time."""

@@ -12,6 +12,7 @@ from serving.alongside import Alongside
 from serving.config import ServerConfig, UpstreamSettings
 from serving.endpoint import served_name
 from serving.errors import StartError, UnsupportedError
+from serving.events import Observers
 from serving.front import Front
 from serving.health import Health
 from serving.metrics import Metrics
@@ -57,6 +58,7 @@ def open_behind(
     metrics: Metrics,
     health: Health,
     clock: Callable[[], float],
+    observers: Observers,
 ) -> Behind:
     """Return what the configuration puts behind a server (see serving.server.serve for the arguments).
 
@@ -65,9 +67,14 @@ def open_behind(
         BundleError: The model's output has a name that the guard needs.
     """
     if config.upstream:
-        return _upstream(guard, config, config.upstream, metrics=metrics, health=health, clock=clock)
-    repository = Repository(config, metrics=metrics, store=store, on_change=partial(_tell, health), clock=clock)
-    servicer = Servicer(repository, metrics=metrics, version=metadata.version(SERVER_NAME), clock=clock)
+        return _upstream(
+            guard, config, config.upstream, metrics=metrics, health=health, clock=clock, observers=observers
+        )
+    repository = Repository(
+        config, metrics=metrics, store=store, on_change=partial(_tell, health), clock=clock, observers=observers
+    )
+    version = metadata.version(SERVER_NAME)
+    servicer = Servicer(repository, metrics=metrics, version=version, clock=clock, observers=observers)
     if guard is not None:
         repository.put(guard)
     rpcs = servicer.rpcs()
@@ -90,13 +97,24 @@ def _upstream(
     metrics: Metrics,
     health: Health,
     clock: Callable[[], float],
+    observers: Observers,
 ) -> Behind:
     if guard is None:
         raise StartError("in front of an upstream one model is guarded; give its bundle, DIR, and not --repository")
     upstream = Upstream(settings.address, clock=clock)
     theirs = settings.model or served_name(guard.manifest, config)
-    guarded = Alongside(guard, config, theirs=theirs, fail=settings.fail, metrics=metrics, clock=clock)
-    front = Front(upstream, guarded, metrics=metrics, clock=clock)
+    guarded = Alongside(
+        guard,
+        config,
+        theirs=theirs,
+        fail=settings.fail,
+        metrics=metrics,
+        clock=clock,
+        on_flagged=observers.on_flagged,
+    )
+    # A token that lets clients in here is nobody's business there.
+    dropped = ("authorization",) if config.security.token_file else ()
+    front = Front(upstream, guarded, metrics=metrics, clock=clock, dropped=dropped, observers=observers)
     health.set(dict.fromkeys(("", SERVICE, guarded.name), True))
     return Behind(
         handler=front,

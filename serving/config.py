@@ -2,8 +2,18 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
-__all__ = ["Fail", "Limits", "ModelControl", "OnFlag", "ServerConfig", "UpstreamSettings"]
+__all__ = [
+    "AuditSettings",
+    "Fail",
+    "Limits",
+    "ModelControl",
+    "OnFlag",
+    "Security",
+    "ServerConfig",
+    "UpstreamSettings",
+]
 
 
 class ModelControl(StrEnum):
@@ -68,6 +78,40 @@ class UpstreamSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """Who may speak to the server, and how; the files may change while it runs.
+
+    Args:
+        tls_cert: The server's certificate chain, PEM; None: everything travels in clear text.
+        tls_key: Its private key, PEM without a password.
+        tls_client_ca: Who signs the certificates that clients must show, PEM; None: they need none.
+        token_file: Bearer tokens, one per line; None: clients need none.
+    """
+
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    token_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSettings:
+    """Where flagged rows are written down.
+
+    Args:
+        path: The file that is written to; full ones get the endings .1 (the youngest), .2 and so on.
+        max_bytes: Of one file.
+        n_files: How many are kept, the one that is written to among them.
+        inputs: Whether the rows themselves are written too.
+    """
+
+    path: Path
+    max_bytes: int = 64 * 2**20
+    n_files: int = 5
+    inputs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """How a server presents a guarded model. docs/configuration.md states every entry.
 
@@ -82,6 +126,8 @@ class ServerConfig:
         model_control: Whether clients may load and unload models.
         limits: What the server takes on.
         upstream: Who runs the original; None: this server does.
+        security: Who may speak to it.
+        audit: Where flagged rows are written down; None: nowhere.
     """
 
     model_name: str | None = None
@@ -94,3 +140,5 @@ class ServerConfig:
     model_control: ModelControl = ModelControl.NONE
     limits: Limits = field(default_factory=Limits)
     upstream: UpstreamSettings | None = None
+    security: Security = field(default_factory=Security)
+    audit: AuditSettings | None = None

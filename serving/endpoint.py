@@ -18,6 +18,7 @@ from serving.answers import guard_tensors, output_specs
 from serving.batch import Arrays, Decode
 from serving.batcher import Batcher
 from serving.config import OnFlag, ServerConfig
+from serving.events import Observers, telling
 from serving.metrics import Metrics, Stage
 
 __all__ = ["Endpoint", "Served", "served_name"]
@@ -71,6 +72,7 @@ class Endpoint:
         metrics: Counts what happens.
         version: Of the model, for the metrics.
         clock: Seconds, only ever growing.
+        observers: Told of every request with flagged rows, whether or not its caller waits for the answer.
 
     Raises:
         BundleError: The model's output cannot be told apart from the guard's.
@@ -84,6 +86,7 @@ class Endpoint:
         metrics: Metrics,
         version: str = "1",
         clock: Callable[[], float] = time.monotonic,
+        observers: Observers = Observers(),  # noqa: B008 - a value
     ) -> None:
         self.name = served_name(guard.manifest, config)
         self.inputs: tuple[TensorSpec, ...] = tuple(spec.with_free_batch() for spec in guard.manifest.inputs)
@@ -94,6 +97,7 @@ class Endpoint:
         self._expose_scores = config.expose_scores
         self._metrics = metrics
         self._clock = clock
+        self._tell = telling(observers.on_flagged, guard.manifest, model=self.name, version=version)
         metrics.add_model(self.name, guard.manifest, version=version)
         self._monitor = guard.monitor()
         metrics.watch_model(self.name, self._monitor, written_at=guard.written_at)
@@ -108,7 +112,13 @@ class Endpoint:
         )
 
     async def infer(
-        self, decode: Decode, *, n_rows: int, layout: Hashable = None, deadline: float | None = None
+        self,
+        decode: Decode,
+        *,
+        n_rows: int,
+        layout: Hashable = None,
+        deadline: float | None = None,
+        request_id: str = "",
     ) -> Served:
         """Answer one request.
 
@@ -118,6 +128,7 @@ class Endpoint:
             n_rows: N as the request states it, before anything is decoded.
             layout: Requests share a run only where it is equal: what the request states of shapes beyond axis 0.
             deadline: On the clock; a request whose turn comes later is not run.
+            request_id: What observers are told of it.
 
         Raises:
             InputError: The inputs do not fit, are too many rows, or hold NaN or infinity.
@@ -130,7 +141,7 @@ class Endpoint:
             raise InputError(f"the request has {n_rows} rows and the limit is {self.max_rows}; send fewer at a time")
         submitted = self._clock()
         answered = await self.runner.submit(
-            partial(self._decode, decode, submitted), n_rows=n_rows, layout=layout, deadline=deadline
+            partial(self._decode, decode, submitted), n_rows=n_rows, layout=layout, deadline=deadline, name=request_id
         )
         return Served(
             tensors=answered.value.tensors,
@@ -147,16 +158,19 @@ class Endpoint:
         # The models check again what they get; here a request is told of its own rows, and fails alone.
         return check_inputs(decode(), self.inputs)
 
-    def _run(self, inputs: Arrays) -> Callable[[slice], _Answer]:
+    def _run(self, inputs: Arrays) -> Callable[[slice, str], _Answer]:
         self._metrics.observe_batch(self.name, rows_of(inputs))
         with self._stage("original"):
             original = self._guard.run_original(inputs)
         if self._on_flag is OnFlag.SHADOW:
-            return self._in_shadow(inputs, original)
-        return partial(self._in_the_open, original, self._judge(inputs, original))
+            return partial(self._in_shadow, inputs, original, self._judge_if_it_can(inputs, original))
+        return partial(self._in_the_open, inputs, original, self._judge(inputs, original))
 
-    def _in_the_open(self, original: Answers, verdict: Verdict, rows: slice) -> _Answer:
+    def _in_the_open(
+        self, inputs: Arrays, original: Answers, verdict: Verdict, rows: slice, request_id: str
+    ) -> _Answer:
         own = verdict.of(rows)
+        self._tell(request_id, inputs, rows, own)
         tensors = guard_tensors(
             original.outputs[rows],
             own,
@@ -166,13 +180,20 @@ class Endpoint:
         )
         return _Answer(tensors, int(own.flagged.sum()))
 
-    def _in_shadow(self, inputs: Arrays, original: Answers) -> Callable[[slice], _Answer]:
+    def _in_shadow(
+        self, inputs: Arrays, original: Answers, verdict: Verdict | None, rows: slice, request_id: str
+    ) -> _Answer:
+        if verdict is not None:
+            self._tell(request_id, inputs, rows, verdict.of(rows))
+        return _Answer({self.outputs[0].name: original.outputs[rows]}, None)
+
+    def _judge_if_it_can(self, inputs: Arrays, original: Answers) -> Verdict | None:
         try:
-            self._judge(inputs, original)
+            return self._judge(inputs, original)
         except Exception:
             # Shadow mode promises the original's answer as if no guard were there; the failure counter tells.
             _logger.exception("model %s: the guard failed in shadow mode", self.name)
-        return lambda rows: _Answer({self.outputs[0].name: original.outputs[rows]}, None)
+            return None
 
     def _judge(self, inputs: Arrays, original: Answers) -> Verdict:
         with self._stage("judge"):

@@ -13,8 +13,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from serving._pb import open_inference_pb2 as pb
-from serving.alongside import Alongside
+from serving.alongside import VERSION, Alongside
 from serving.errors import NotFoundError, UpstreamError
+from serving.events import Account, Observers
 from serving.exchange import add_to_config, add_to_metadata
 from serving.metrics import Metrics
 from serving.models import IndexEntry, State
@@ -55,6 +56,7 @@ class Front:
         metrics: Counts requests.
         dropped: Keys of metadata that are meant for this server alone.
         clock: Seconds, only ever growing.
+        observers: Told of every inference request that ended.
     """
 
     def __init__(
@@ -65,10 +67,11 @@ class Front:
         metrics: Metrics,
         dropped: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
+        observers: Observers = Observers(),  # noqa: B008 - a value
     ) -> None:
         self._upstream, self._guarded, self._metrics = upstream, guarded, metrics
         self._caller = partial(caller_of, clock=clock, dropped=dropped)
-        self._clock = clock
+        self._clock, self._observers = clock, observers
         self.name, self._theirs = guarded.name, guarded.theirs or guarded.name
         self.answers: Mapping[str, Answer] = {
             "ServerLive": self.server_live,
@@ -155,18 +158,23 @@ class Front:
     async def model_infer(self, content: bytes, caller: Caller) -> Reply:
         """Answer an inference request with the upstream's answer, guarded, and account for it."""
         name, status = "", grpc.StatusCode.OK
+        started, account = self._clock(), Account()
         try:
             request = parse(pb.ModelInferRequest, content)
             name = request.model_name
+            account.begin(request.id)
             self._check_name(name)
-            return await self._infer(request, caller)
+            account.found(name, VERSION)
+            return await self._infer(request, caller, account)
         except BaseException as error:
             status = self._status(error, caller)
+            account.failed(error)
             raise
         finally:
             self._metrics.count_request(name, status)
+            self._observers.on_request(account.close(status.name, ended=time.time(), seconds=self._clock() - started))
 
-    async def _infer(self, request: pb.ModelInferRequest, caller: Caller) -> Reply:
+    async def _infer(self, request: pb.ModelInferRequest, caller: Caller, account: Account) -> Reply:
         replies: list[Reply] = []
 
         async def ask(sent: pb.ModelInferRequest) -> pb.ModelInferResponse:
@@ -174,7 +182,8 @@ class Front:
             replies.append(reply)
             return response
 
-        response = await self._guarded.answer(request, ask, deadline=caller.deadline)
+        response = await self._guarded.answer(request, ask, deadline=caller.deadline, request_id=account.request_id)
+        account.answered(None, n_rows=_n_rows(request), n_flagged=_n_flagged(response))
         return replace(replies[0], content=response.SerializeToString())
 
     async def _stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
@@ -240,6 +249,15 @@ class Front:
         if isinstance(error, asyncio.CancelledError) and late:
             return grpc.StatusCode.DEADLINE_EXCEEDED
         return status_code(error)
+
+
+def _n_rows(request: pb.ModelInferRequest) -> int | None:
+    return next((tensor.shape[0] for tensor in request.inputs if tensor.shape), None)
+
+
+def _n_flagged(response: pb.ModelInferResponse) -> int | None:
+    told = response.parameters
+    return told["guard_n_flagged"].int64_param if "guard_n_flagged" in told else None
 
 
 def _id_of(content: bytes) -> str:

@@ -77,6 +77,9 @@ class Metrics:
         self._p_values = Histogram(
             "guard_p_value", "p-values of the rows judged.", ["model"], buckets=_P_VALUES, registry=registry
         )
+        self._audit = Counter(
+            "guard_audit_records", "Audit records by what became of them.", ["model", "outcome"], registry=registry
+        )
         self._target_fpr = Gauge(
             "guard_target_fpr",
             "False-positive rate that a threshold was fitted for.",
@@ -103,6 +106,8 @@ class Metrics:
         for stage in ("original", "upstream", "judge"):
             self._failures.labels(model, stage)
         self._unguarded.labels(model)
+        for outcome in ("complete", "without_evidence", "lost"):
+            self._audit.labels(model, outcome)
         if manifest.n_classes <= _MAX_CLASSES_LISTED:
             for predicted_class in range(manifest.n_classes):
                 self._flagged.labels(model, str(predicted_class))
@@ -166,6 +171,10 @@ class Metrics:
     def count_unguarded(self, model: str) -> None:
         """Count an answer that was let through although the guard failed."""
         self._unguarded.labels(model).inc()
+
+    def count_audit_record(self, model: str, outcome: str) -> None:
+        """Count an audit record that was written, with or without evidence, or lost."""
+        self._audit.labels(model, outcome).inc()
 
     def count_verdict(self, model: str, verdict: Verdict) -> None:
         """Count the rows of one verdict."""

@@ -18,6 +18,7 @@ from guard.runtime import Guard
 from serving.config import ModelControl, ServerConfig
 from serving.endpoint import Endpoint, served_name
 from serving.errors import ControlError, LoadError, NotFoundError, NotReadyError
+from serving.events import Observers
 from serving.metrics import Metrics
 from serving.models import Models, Slot
 from serving.statistics import Statistics
@@ -38,6 +39,7 @@ class Repository:
         store: Where bundles lie; None: there is only what is put in.
         on_change: Called whenever something may have become ready or ceased to be.
         clock: Seconds, only ever growing.
+        observers: Told of every request with flagged rows.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class Repository:
         store: Store | None = None,
         on_change: Callable[[Models], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        observers: Observers = Observers(),  # noqa: B008 - a value
     ) -> None:
         self.models = Models()
         self._config, self._metrics, self._store, self._clock = config, metrics, store, clock
         self._on_change = on_change
+        self._observers = observers
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._retired: set[ServedVersion] = set()
@@ -189,7 +193,14 @@ class Repository:
         """Put a guard in the place of what serves a version, in one step."""
         slot = self.models.slot(place.model, place.version)
         config = replace(self._config, model_name=place.label)
-        endpoint = Endpoint(guard, config, metrics=self._metrics, version=place.version, clock=self._clock)
+        endpoint = Endpoint(
+            guard,
+            config,
+            metrics=self._metrics,
+            version=place.version,
+            clock=self._clock,
+            observers=self._observers,
+        )
         statistics = slot.serving.statistics if slot.serving else Statistics()
         self._retire(slot)
         slot.serving = ServedVersion(

@@ -8,10 +8,12 @@ from typing import Any
 
 import grpc
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from guard.errors import InputError
 from serving.errors import UnsupportedError
 from serving.rest_codec import decode_infer, decode_object, encode_infer, plain, set_parameters
+from serving.security import Access
 from serving.servicer import SERVER_NAME, Rpc
 from serving.transport import refuse
 
@@ -28,6 +30,8 @@ HTTP_STATUS: Mapping[grpc.StatusCode, int] = MappingProxyType(
 """As Triton has it; every other status is 400."""
 
 _NOT_READY = 503
+_PROBES = ("/v2/health/live", "/v2/health/ready")
+"""What needs no token: probes have none, and learn nothing but that the server runs."""
 _LENGTH = "Inference-Header-Content-Length"
 _INLINE_BYTES = 2**16
 """Longer bodies are read and written by a thread, so that they hold up nobody."""
@@ -52,7 +56,14 @@ class RestServer:
 
 
 async def start_rest(
-    rpcs: Mapping[str, Rpc], *, host: str, port: int, max_bytes: int, last_answers_s: float
+    rpcs: Mapping[str, Rpc],
+    *,
+    host: str,
+    port: int,
+    max_bytes: int,
+    last_answers_s: float,
+    access: Access,
+    take_over: Callable[[Mapping[str, str]], None] | None = None,
 ) -> RestServer:
     """Start to listen.
 
@@ -62,18 +73,20 @@ async def start_rest(
         port: 0: any free one.
         max_bytes: Of one body.
         last_answers_s: Seconds that answers have to leave once the server is told to stop.
+        access: What to ask of those who connect.
+        take_over: Told of the headers of each request, for its trace.
 
     Raises:
         OSError: The port cannot be had.
     """
-    app = web.Application(client_max_size=max_bytes, middlewares=[_answer_errors])
+    app = web.Application(client_max_size=max_bytes, middlewares=[_answer_errors, _admit(access, take_over)])
     app.on_response_prepare.append(_sign)
     app.add_routes(_Routes(rpcs).table())
     # A caller who hangs up gives its place in the queue back.
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=last_answers_s)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.TCPSite(runner, host, port, ssl_context=access.context).start()
     except OSError:
         await runner.cleanup()
         raise
@@ -218,6 +231,23 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except Exception as error:  # noqa: BLE001 - whatever it is
         refused = refuse(error)
         return _error(HTTP_STATUS.get(refused.code, 400), refused.text)
+
+
+def _admit(access: Access, take_over: Callable[[Mapping[str, str]], None] | None) -> Middleware:
+    """Return what lets requests in: probes, and those with a token where there must be one."""
+
+    @web.middleware
+    async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if access.authorised is not None and request.path not in _PROBES:
+            values = request.headers.getall("Authorization", [])
+            if len(values) != 1 or not access.authorised(values[0]):
+                access.on_refused()
+                return _error(401, "no valid token; send the header Authorization: Bearer TOKEN")
+        if take_over is not None:
+            take_over(request.headers)
+        return await handler(request)
+
+    return admit
 
 
 def _error(status: int, text: str) -> web.Response:

@@ -4,24 +4,30 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from guard.runtime import Guard
 from serving._pb import open_inference_pb2 as pb
+from serving.audit import open_audit
 from serving.behind import Behind, open_behind
 from serving.config import ServerConfig
 from serving.errors import StartError
+from serving.events import Observers, Tracer, tell_all
 from serving.health import HEALTH_SERVICE, Health
-from serving.metrics import Metrics
+from serving.logs import RequestLog
+from serving.metrics import UNKNOWN, Metrics
+from serving.metrics_server import metrics_server
 from serving.models import IndexEntry
+from serving.security import Access, open_access, warn_of_clear_text
 from serving.servicer import SERVICE
 from serving.store import Store
 
@@ -63,6 +69,7 @@ async def serve(
     store: Store | None = None,
     registry: CollectorRegistry | None = None,
     clock: Callable[[], float] = time.monotonic,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[Running]:
     """Serve guarded models for as long as the context lasts; leaving it drains.
 
@@ -75,20 +82,27 @@ async def serve(
         store: Where bundles lie, to be opened at the start if there is no guard, and when told to reload.
         registry: For the metrics; by default one of the server's own.
         clock: Seconds, only ever growing.
+        tracer: Makes spans of requests.
 
     Raises:
-        StartError: A port cannot be had, or the store cannot be read.
+        StartError: A port cannot be had, the store not be read, or a file that the configuration names not be used.
         BundleError: The model's output has a name that the guard needs.
     """
     registry = registry or CollectorRegistry()
     metrics, health = Metrics(registry), Health()
-    behind = open_behind(guard, config, store=store, metrics=metrics, health=health, clock=clock)
-    server, port = _bind(config)
-    server.add_generic_rpc_handlers((behind.handler, health.handler()))
-    _add_reflection(server)
-    with _metrics_server(config, registry) as metrics_port:
-        rest = await _start_rest(config, behind)
+    access = _access(config, metrics)
+    async with AsyncExitStack() as stack:
+        observers = await stack.enter_async_context(_observers(config, metrics, tracer, clock))
+        behind = open_behind(
+            guard, config, store=store, metrics=metrics, health=health, clock=clock, observers=observers
+        )
+        server, port = _bind(config, access, tracer)
+        server.add_generic_rpc_handlers((behind.handler, health.handler()))
+        _add_reflection(server)
+        metrics_port = stack.enter_context(_metrics_server(config, registry, access))
+        rest = await _start_rest(config, behind, access, tracer)
         await server.start()
+        warn_of_clear_text(config.host, config.security)
         try:
             await behind.begin()
             yield Running(
@@ -104,17 +118,41 @@ async def serve(
             await _drain(server, rest, behind, grace_s=config.limits.grace_s)
 
 
-def _bind(config: ServerConfig) -> tuple[grpc.aio.Server, int]:
+def _access(config: ServerConfig, metrics: Metrics) -> Access:
+    refused = partial(metrics.count_request, UNKNOWN, grpc.StatusCode.UNAUTHENTICATED)
+    return open_access(config.security, on_refused=refused)
+
+
+@asynccontextmanager
+async def _observers(
+    config: ServerConfig, metrics: Metrics, tracer: Tracer | None, clock: Callable[[], float]
+) -> AsyncIterator[Observers]:
+    on_request = tell_all([RequestLog(clock=clock), *([tracer] if tracer else [])])
+    if config.audit is None:
+        yield Observers(on_request=on_request)
+        return
+    audit = open_audit(config.audit, count=metrics.count_audit_record)
+    try:
+        yield Observers(on_request=on_request, on_flagged=audit)
+    finally:
+        await asyncio.to_thread(audit.close, _LAST_ANSWERS_S)
+
+
+def _bind(config: ServerConfig, access: Access, tracer: Tracer | None) -> tuple[grpc.aio.Server, int]:
     options = [
         # Linux would let a second server share the port silently, and clients would reach either.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", config.limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
     ]
+    interceptors = [*access.interceptors, *([tracer.interceptor()] if tracer else [])]
     try:
         _check_address(config.host, config.port)
-        server = grpc.aio.server(options=options)
-        return server, server.add_insecure_port(_address(config.host, config.port))
+        server = grpc.aio.server(options=options, interceptors=interceptors)
+        address = _address(config.host, config.port)
+        if access.credentials is None:
+            return server, server.add_insecure_port(address)
+        return server, server.add_secure_port(address, access.credentials)
     # Python encodes a host's name before it looks it up, and not every text can be one.
     except (OSError, RuntimeError, UnicodeError) as error:
         raise _port_error(config.host, config.port, "--port", error) from error
@@ -129,17 +167,15 @@ def _check_address(host: str, port: int) -> None:
 
 
 @contextmanager
-def _metrics_server(config: ServerConfig, registry: CollectorRegistry) -> Iterator[int]:
-    try:
-        server, thread = start_http_server(config.metrics_port, addr=config.host, registry=registry)
-    except OSError as error:
-        raise _port_error(config.host, config.metrics_port, "--metrics-port", error) from error
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def _metrics_server(config: ServerConfig, registry: CollectorRegistry, access: Access) -> Iterator[int]:
+    host, port = config.host, config.metrics_port
+    with ExitStack() as stack:
+        try:
+            server = metrics_server(host, port, registry, context=access.context, authorised=access.authorised)
+            port = stack.enter_context(server)
+        except OSError as error:
+            raise _port_error(host, port, "--metrics-port", error) from error
+        yield port
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:
@@ -150,7 +186,9 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server, pool=pool)
 
 
-async def _start_rest(config: ServerConfig, behind: Behind) -> "RestServer | None":
+async def _start_rest(
+    config: ServerConfig, behind: Behind, access: Access, tracer: Tracer | None
+) -> "RestServer | None":
     if config.rest_port is None:
         return None
     try:
@@ -160,7 +198,13 @@ async def _start_rest(config: ServerConfig, behind: Behind) -> "RestServer | Non
     max_bytes, last_s = config.limits.max_message_bytes, _LAST_ANSWERS_S
     try:
         return await start_rest(
-            behind.rpcs, host=config.host, port=config.rest_port, max_bytes=max_bytes, last_answers_s=last_s
+            behind.rpcs,
+            host=config.host,
+            port=config.rest_port,
+            max_bytes=max_bytes,
+            last_answers_s=last_s,
+            access=access,
+            take_over=tracer.take_over if tracer else None,
         )
     except OSError as error:
         raise _port_error(config.host, config.rest_port, "--rest-port", error) from error

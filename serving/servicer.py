@@ -21,6 +21,7 @@ from serving.codec import (
 )
 from serving.endpoint import Served
 from serving.errors import UnsupportedError
+from serving.events import Account, Observers
 from serving.metrics import UNKNOWN, Metrics
 from serving.models import State
 from serving.repository import Repository
@@ -58,6 +59,7 @@ class Servicer:
         version: Of the server.
         clock: Seconds, only ever growing; deadlines are on it.
         now: Seconds since the epoch.
+        observers: Told of every inference request that ended.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Servicer:
         version: str,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        observers: Observers = Observers(),  # noqa: B008 - a value
     ) -> None:
         self._repository = repository
         self._models = repository.models
@@ -75,6 +78,7 @@ class Servicer:
         self._version = version
         self._clock = clock
         self._now = now
+        self._observers = observers
 
     def rpcs(self) -> Mapping[str, Rpc]:
         """Return every call by its name in the protocol."""
@@ -186,26 +190,37 @@ class Servicer:
             GuardError: Any branch of the tree (see Endpoint.infer).
         """
         started, status, version = self._clock(), grpc.StatusCode.OK, None
+        account = Account(request.id)
         try:
             version = self._models.find(request.model_name, request.model_version)
+            account.found(version.label, version.version)
             with version.in_use():
-                return await self._infer(version, request, deadline, started)
+                return await self._infer(version, request, deadline, started, account)
         except BaseException as error:
             status = self._status(error, deadline)
+            account.failed(error)
             if version is not None:
                 version.statistics.fail.add(self._clock() - started)
             raise
         finally:
             self._metrics.count_request(UNKNOWN if version is None else version.label, status)
+            self._observers.on_request(account.close(status.name, ended=self._now(), seconds=self._clock() - started))
 
     async def _infer(
-        self, version: ServedVersion, request: pb.ModelInferRequest, deadline: float | None, started: float
+        self,
+        version: ServedVersion,
+        request: pb.ModelInferRequest,
+        deadline: float | None,
+        started: float,
+        account: Account,
     ) -> pb.ModelInferResponse:
         endpoint = version.endpoint
         names = requested_outputs(request, [spec.name for spec in endpoint.outputs])
         decode = partial(decode_inputs, request, endpoint.inputs)
         n_rows, layout = stated_rows(request)
-        served = await endpoint.infer(decode, n_rows=n_rows, layout=layout, deadline=deadline)
+        served = await endpoint.infer(
+            decode, n_rows=n_rows, layout=layout, deadline=deadline, request_id=account.request_id
+        )
         encoding = self._clock()
         response = _response(request, version, names, served)
         ended = self._clock()
@@ -218,6 +233,7 @@ class Servicer:
         )
         now_ms = round(self._now() * 1000)
         version.statistics.add_success(timing, n_rows=served.n_rows, leads=served.leads, now_ms=now_ms)
+        account.answered(timing, n_rows=served.n_rows, n_flagged=served.n_flagged)
         return response
 
     def _status(self, error: BaseException, deadline: float | None) -> grpc.StatusCode:

@@ -23,7 +23,8 @@ from serving.config import Limits, ServerConfig
 from serving.server import Running, serve
 from serving.store import Store
 
-__all__ = ["TIMEOUT_S", "GatedModel", "Live", "infer_request", "live", "tensors", "tiny_guard", "wait_for"]
+__all__ = ["TIMEOUT_S", "GatedModel", "Live", "channel_to", "infer_request", "live", "tensors", "tiny_guard",
+           "wait_for"]  # fmt: skip
 
 SERVICE = "inference.GRPCInferenceService"
 TIMEOUT_S = 20
@@ -101,16 +102,25 @@ class Live:
 
 @contextmanager
 def live(
-    guard: Guard | None = None, *, limits: Limits | None = None, store: Store | None = None, **config: Any
+    guard: Guard | None = None,
+    *,
+    limits: Limits | None = None,
+    store: Store | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    tracer: Any = None,
+    **config: Any,
 ) -> Iterator[Live]:
-    """Serve a guard, or what is in a store, on free ports of 127.0.0.1 until the block ends."""
+    """Serve a guard, or what is in a store, on free ports of 127.0.0.1 until the block ends.
+
+    With credentials, the channel is one of a client that uses TLS.
+    """
     stop, registry, started = threading.Event(), CollectorRegistry(), Future()
     settings = ServerConfig(port=0, metrics_port=0, limits=limits or Limits(grace_s=5), **config)
 
     async def main() -> None:
         try:
             served = guard or (None if store else tiny_guard())
-            async with serve(served, settings, store=store, registry=registry) as running:
+            async with serve(served, settings, store=store, registry=registry, tracer=tracer) as running:
                 started.set_result((running, asyncio.get_running_loop()))
                 await asyncio.to_thread(stop.wait)
         except BaseException as error:
@@ -122,7 +132,7 @@ def live(
     thread.start()
     try:
         running, loop = started.result(TIMEOUT_S)
-        with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        with channel_to(running.port, credentials) as channel:
             yield Live(running=running, channel=channel, registry=registry, stop=stop, loop=loop)
     finally:
         stop.set()
@@ -136,6 +146,12 @@ def wait_for(condition) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came to pass"
         time.sleep(0.005)
+
+
+def channel_to(port: int, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
+    """Return a channel to a server of this machine."""
+    address = f"127.0.0.1:{port}"
+    return grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
 
 
 def infer_request(rows, *, model="tiny", version="", **fields: Any) -> pb.ModelInferRequest:

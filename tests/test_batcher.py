@@ -32,7 +32,7 @@ class Doubler:
         self.runs.append(arrays["x"][:, 0].tolist())
         doubled = arrays["x"] * 2
 
-        def answer(rows):
+        def answer(rows, _):
             if (doubled[rows] == -2).any():
                 raise FlaggedError("no")
             return doubled[rows].tolist()

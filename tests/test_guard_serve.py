@@ -1,5 +1,6 @@
 """guard-serve as a process of its own, and an unmodified client in another."""
 
+import json
 import re
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import grpc
 import numpy as np
 import pytest
 from bundles import TRIGGERED, tiny_bundle
-from servers import infer_request
+from certificates import Authority
+from servers import channel_to, infer_request
 
 from serving.__main__ import main
 
@@ -79,8 +81,10 @@ def test_an_unmodified_client_is_served_until_the_server_is_told_to_stop(bundle,
         )
         assert (client.stdout, client.stderr) == (CLIENT_SEES, "")
         serving.send_signal(number)
-        assert serving.communicate(timeout=TIMEOUT_S) == ("", "")
-        assert serving.returncode == 0
+        out, logged = serving.communicate(timeout=TIMEOUT_S)
+    flagged = r"guard-serve: INFO: request flagged request_id={} model=tiny .* rows=2 flagged=1 milliseconds=\S+\n"
+    assert re.fullmatch(flagged.format(7) + flagged.format(r"[0-9a-f]{16}"), logged)
+    assert (out, serving.returncode) == ("", 0)
 
 
 def test_an_unmodified_client_is_served_as_well_in_front_of_another_server(bundle):
@@ -107,6 +111,26 @@ def test_flags_reach_the_server(bundle):
     assert "999" in words[2]
 
 
+def test_flags_of_operations_reach_the_server(bundle, tmp_path):
+    authority = Authority(tmp_path)
+    pair = authority.server()
+    (tokens := tmp_path / "tokens").write_text("0123456789abcdef")
+    flags = ["--tls-cert", pair["tls_cert"], "--tls-key", pair["tls_key"], "--token-file", tokens]
+    written = ["--audit", tmp_path / "audit", "--audit-inputs", "--log-format", "json", "--otlp-endpoint", "http://h:9"]
+    with process(bundle, *flags, *written) as (serving, ready):
+        port = int(re.search(r":(\d+), metrics on https:", ready)[1])
+        with channel_to(port, authority.credentials()) as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            assert call.future(b"", timeout=TIMEOUT_S).code() == grpc.StatusCode.UNAUTHENTICATED
+            sent = [("authorization", "Bearer 0123456789abcdef")]
+            call(infer_request(TRIGGERED, id="7").SerializeToString(), timeout=TIMEOUT_S, metadata=sent)
+        serving.terminate()
+        logged = serving.communicate(timeout=TIMEOUT_S)[1]
+    assert "inputs" in json.loads((tmp_path / "audit").read_text())
+    assert json.loads(logged.splitlines()[0])["request_id"] == "7"
+    assert "0123456789abcdef" not in logged
+
+
 def test_a_second_server_on_the_port_fails_with_one_line(bundle):
     with process(bundle) as (_, ready):
         port = re.search(r"127\.0\.0\.1:(\d+),", ready)[1]
@@ -130,6 +154,8 @@ WRONG = {
     "grace": (["d", "--grace-s", "nan"], "'nan' is no number of seconds from 0"),
     "mode": (["d", "--on-flag", "ignore"], "invalid choice: 'ignore'"),
     "name": (["d", "--model-name", " "], "must not be empty"),
+    "inputs alone": (["d", "--audit-inputs"], "give --audit too"),
+    "audit size": (["d", "--audit-max-bytes", "9"], "'9' is no whole number from 4096"),
     "flag": (["d", "--upstraem", "x"], "unrecognized arguments"),
     "fail": (["d", "--fail", "open"], "--fail is about another server; give --upstream"),
     "its model": (["d", "--upstream-model", "x"], "--upstream-model is about another server"),
