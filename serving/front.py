@@ -21,7 +21,7 @@ from serving.metrics import Metrics
 from serving.models import IndexEntry, State
 from serving.servicer import SERVICE
 from serving.status import status_code
-from serving.transport import parse, refuse
+from serving.transport import parse, refuse, tell
 from serving.upstream import Answer, Caller, Reply, Upstream, answer_with, caller_of
 
 __all__ = ["Front"]
@@ -197,7 +197,7 @@ class Front:
             except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status and never a stack trace
                 refused = refuse(error)
                 if _STATUS_WANTED in caller.metadata:
-                    await context.abort(refused.code, refused.text)
+                    await tell(context, refused.code, refused.text)
                 answer = pb.ModelStreamInferResponse(error_message=refused.text)
                 answer.infer_response.id = _id_of(content)
             yield answer.SerializeToString()
@@ -209,7 +209,7 @@ class Front:
             async for answer in self._upstream.relay(method, requests, context, self._caller(context)):
                 yield answer
         except UpstreamError as error:
-            await context.abort(error.code, str(error), error.trailing)
+            await tell(context, error.code, str(error), error.trailing)
 
     async def _ready(self, method: str, request: Message, response: type[R], caller: Caller) -> Reply:
         try:

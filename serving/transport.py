@@ -1,9 +1,10 @@
 """The protocol's calls as gRPC handlers: bytes in, bytes out, and every error as one status."""
 
+import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import grpc
@@ -14,7 +15,7 @@ from serving.errors import MalformedError
 from serving.servicer import Rpc
 from serving.status import Refusal, refusal
 
-__all__ = ["generic_handler", "parse", "refuse"]
+__all__ = ["generic_handler", "parse", "refuse", "tell"]
 
 _logger = logging.getLogger(__name__)
 
@@ -48,10 +49,31 @@ def _behaviour(rpc: Rpc, clock: Callable[[], float]) -> Behaviour:
             return response.SerializeToString()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status and never a stack trace
             refused = refuse(error)
-        await context.abort(refused.code, refused.text)
+        await tell(context, refused.code, refused.text)
         return b""
 
     return behave
+
+
+async def tell(
+    context: grpc.aio.ServicerContext,
+    code: grpc.StatusCode,
+    text: str,
+    trailing: Sequence[tuple[str, str | bytes]] = (),
+) -> None:
+    """End a call with a status; a caller who is gone, with the call, is told nothing.
+
+    Raises:
+        grpc.aio.AbortError: It ended, as gRPC has it.
+        asyncio.CancelledError: Nobody is there any more.
+    """
+    try:
+        await context.abort(code, text, tuple(trailing))
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        # A deadline that passes ends a call in the core, which then takes no status; gRPC has no public name for that.
+        raise asyncio.CancelledError from error
 
 
 def parse(request: type[M], content: bytes) -> M:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from serving.errors import UpstreamError
-from serving.transport import refuse
+from serving.transport import refuse, tell
 
 __all__ = ["Answer", "Caller", "Metadata", "Reply", "Upstream", "answer_with", "caller_of"]
 
@@ -155,7 +155,7 @@ async def answer_with(
         if isinstance(error, UpstreamError):
             await _send(context, error.initial)
             trailing = error.trailing
-        await context.abort(refused.code, refused.text, trailing)
+        await tell(context, refused.code, refused.text, trailing)
         return b""
     await _send(context, reply.initial)
     context.set_trailing_metadata(reply.trailing)

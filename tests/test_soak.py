@@ -56,7 +56,8 @@ def check(counts, taken):
 def test_a_server_under_mixed_traffic_answers_as_the_guard_and_stays_as_large_as_it_is(digits, digits_bundle, tmp_path):
     with (tmp_path / "log").open("w") as log:
         check(*soak(digits, digits_bundle, 12, log))
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said, said[-4000:]
 
 
 @pytest.mark.slow
@@ -64,4 +65,5 @@ def test_a_server_under_mixed_traffic_answers_as_the_guard_and_stays_as_large_as
 def test_the_same_for_minutes(digits, digits_bundle, tmp_path):
     with (tmp_path / "log").open("w") as log:
         check(*soak(digits, digits_bundle, 60 * float(os.environ.get("SOAK_MINUTES", "5")), log))
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said, said[-4000:]
