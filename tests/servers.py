@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +108,7 @@ def live(
     store: Store | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     tracer: Any = None,
+    clock: Callable[[], float] = time.monotonic,
     **config: Any,
 ) -> Iterator[Live]:
     """Serve a guard, or what is in a store, on free ports of 127.0.0.1 until the block ends.
@@ -120,7 +121,7 @@ def live(
     async def main() -> None:
         try:
             served = guard or (None if store else tiny_guard())
-            async with serve(served, settings, store=store, registry=registry, tracer=tracer) as running:
+            async with serve(served, settings, store=store, registry=registry, tracer=tracer, clock=clock) as running:
                 started.set_result((running, asyncio.get_running_loop()))
                 await asyncio.to_thread(stop.wait)
         except BaseException as error:
