@@ -2,14 +2,11 @@
 
 import asyncio
 import itertools
-import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from guard.errors import GuardError, InputError, ModelError
+from guard.errors import InputError, ModelError
 from guard.input_checks import ArraysByName, check_inputs
 from guard.rows import n_rows
 from guard.runtime import Guard
@@ -23,7 +20,9 @@ from serving.endpoint import served_name
 from serving.errors import UnguardedError
 from serving.events import OnFlagged, telling
 from serving.exchange import check_inspectable, forwarded, is_plain, own_output, with_tensors
-from serving.metrics import Metrics, Stage
+from serving.metrics import Metrics
+from serving.own_runs import OwnRuns, Ran
+from serving.stages import Stages
 from serving.turns import Turns
 
 __all__ = ["VERSION", "Alongside", "Ask"]
@@ -36,16 +35,6 @@ Ask = Callable[[pb.ModelInferRequest], Awaitable[pb.ModelInferResponse]]
 
 _COMPARED_EVERY = 64
 """Of requests that need no run of the original here, each 64th gets one to compare the answers with."""
-
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ran:
-    """What the guard ran itself; None where it had no need to."""
-
-    original: Answers | None
-    bounded: Answers | None
 
 
 class Alongside:
@@ -93,9 +82,25 @@ class Alongside:
         metrics.add_model(self.name, guard.manifest, version=VERSION)
         self._monitor = guard.monitor()
         metrics.watch_model(self.name, self._monitor, written_at=guard.written_at)
-        self.runner = Turns(
-            max_in_flight=config.limits.max_in_flight, clock=clock, on_change=metrics.load_of(self.name)
-        )
+        self._load, self._n_requests, self._n_waiting_rows = metrics.load_of(self.name), 0, 0
+        self._stages = Stages(self.name, metrics, clock)
+        self._turns = Turns(max_in_flight=config.limits.max_in_flight, clock=clock, on_change=self._note_requests)
+        self._runs = OwnRuns(guard, config.limits, stages=self._stages, clock=clock, on_change=self._note_rows)
+        metrics.set_queue_limit(self.name, config.limits.max_queue_rows)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether new requests are refused."""
+        return self._turns.stopping
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests and wait until none is in flight, or the time is up."""
+        await self._turns.drain(timeout_s)
+
+    async def close(self) -> None:
+        """Wait for the runs in progress, which cannot be stopped, and end the workers."""
+        await self._runs.close()
+        await self._turns.close()
 
     async def answer(
         self, request: pb.ModelInferRequest, ask: Ask, *, deadline: float | None = None, request_id: str = ""
@@ -123,12 +128,12 @@ class Alongside:
             added=[spec.name for spec in self.added],
             withheld=self.withheld,
         )
-        with self.runner.place():
+        with self._turns.place():
             inputs = await asyncio.to_thread(self._decode, request)
-            ran = asyncio.ensure_future(self._run(inputs, compared=self._is_compared(request), deadline=deadline))
+            ran = asyncio.ensure_future(self._runs.run(inputs, deadline=deadline))
             ran.add_done_callback(_retrieve)
             try:
-                with self._timed("upstream"):
+                with self._stages.timed("upstream"):
                     response = await ask(sent)
                 return await self._guarded(request, response, inputs, ran, deadline=deadline, request_id=request_id)
             finally:
@@ -139,7 +144,7 @@ class Alongside:
         request: pb.ModelInferRequest,
         response: pb.ModelInferResponse,
         inputs: ArraysByName,
-        ran: Awaitable[_Ran],
+        ran: Awaitable[Ran],
         *,
         deadline: float | None,
         request_id: str,
@@ -147,10 +152,11 @@ class Alongside:
         if self.theirs is not None:
             response.model_name = self.name
         try:
-            with self._counted("upstream"):
+            with self._stages.counted("upstream"):
                 outputs = own_output(response, self._own)
-            judge = partial(self._judge, inputs, outputs, await ran)
-            answers, verdict = await self.runner.take(judge, deadline=deadline)
+            compared = self._is_compared(request)
+            judge = partial(self._judge, inputs, outputs, await ran, compared=compared, request_id=request_id)
+            answers, verdict = await self._turns.take(judge, deadline=deadline)
         except UnguardedError:
             if self._config.on_flag is OnFlag.SHADOW:
                 return response
@@ -159,9 +165,6 @@ class Alongside:
             self._metrics.count_unguarded(self.name)
             response.parameters["guard_failed"].bool_param = True
             return response
-        self._metrics.count_verdict(self.name, verdict)
-        self._monitor.update(verdict)
-        self._tell(request_id, inputs, slice(None), verdict)
         return response if self._config.on_flag is OnFlag.SHADOW else self._told(request, response, answers, verdict)
 
     def _told(
@@ -187,67 +190,53 @@ class Alongside:
     def _is_compared(self, request: pb.ModelInferRequest) -> bool:
         return not is_plain(request) or next(self._n_plain) % _COMPARED_EVERY == 0
 
-    async def _run(self, inputs: ArraysByName, *, compared: bool, deadline: float | None) -> _Ran:
-        run = partial(self._run_models, inputs, compared=compared, submitted=self._clock())
-        return await self.runner.take(run, deadline=deadline)
-
-    def _run_models(self, inputs: ArraysByName, *, compared: bool, submitted: float) -> _Ran:
-        self._metrics.observe_stage(self.name, "queue", self._clock() - submitted)
-        original = bounded = None
-        detects = self._guard.manifest.detector is not None
-        if detects or compared:
-            with self._timed("original"), self._counted("original"):
-                original = self._guard.run_original(inputs)
-        if not detects:
-            with self._timed("judge"), self._counted("judge"):
-                bounded = self._guard.run_bounded(inputs)
-        return _Ran(original=original, bounded=bounded)
-
-    def _judge(self, inputs: ArraysByName, outputs: FloatArray, ran: _Ran) -> tuple[Answers, Verdict]:
-        with self._counted("upstream"):
-            self._check(inputs, outputs, ran)
-        with self._timed("judge"), self._counted("judge"):
-            observed = None if ran.original is None else ran.original.observed
-            answers = self._guard.answers_from(inputs, outputs, observed=observed)
-            if ran.bounded is None:
-                return answers, self._guard.judge(inputs, answers)
-            return answers, self._guard.decide(ModelRun(original=answers, bounded=ran.bounded))
-
-    def _check(self, inputs: ArraysByName, outputs: FloatArray, ran: _Ran) -> None:
+    def _judge(
+        self, inputs: ArraysByName, outputs: FloatArray, ran: Ran, *, compared: bool, request_id: str
+    ) -> tuple[Answers, Verdict]:
         expected = (n_rows(inputs), self._guard.manifest.n_classes)
-        if outputs.shape != expected:
-            raise ModelError(f"the upstream answers {self._own.name} {outputs.shape}; the bundle's original {expected}")
-        if ran.original is not None:
+        with self._stages.counted("upstream"):
+            if outputs.shape != expected:
+                raise ModelError(f"the upstream answers {self._own.name} {outputs.shape}, which should be {expected}")
+        self._compare(inputs, outputs, ran, compared=compared)
+        with self._stages.timed("judge"), self._stages.counted("judge"):
+            answers, verdict = self._decide(inputs, outputs, ran)
+        # Here and not once the caller has it: who hangs up early is counted too.
+        self._metrics.count_verdict(self.name, verdict)
+        self._monitor.update(verdict)
+        self._tell(request_id, inputs, slice(None), verdict)
+        return answers, verdict
+
+    def _decide(self, inputs: ArraysByName, outputs: FloatArray, ran: Ran) -> tuple[Answers, Verdict]:
+        observed = None if ran.original is None else ran.original.observed
+        answers = self._guard.answers_from(inputs, outputs, observed=observed)
+        if ran.bounded is None:
+            return answers, self._guard.judge(inputs, answers)
+        return answers, self._guard.decide(ModelRun(original=answers, bounded=ran.bounded))
+
+    def _compare(self, inputs: ArraysByName, outputs: FloatArray, ran: Ran, *, compared: bool) -> None:
+        original = ran.original
+        if original is None and compared:
+            with self._stages.timed("original"), self._stages.counted("original"):
+                original = self._guard.run_original(inputs)
+        if original is not None:
             is_probability = self._guard.manifest.output_kind == "probabilities"
-            check_agreement(outputs, ran.original.outputs, probabilities=is_probability)
+            with self._stages.counted("upstream"):
+                check_agreement(outputs, original.outputs, probabilities=is_probability)
 
-    @contextmanager
-    def _timed(self, stage: Stage) -> Iterator[None]:
-        started = self._clock()
-        try:
-            yield
-        finally:
-            self._metrics.observe_stage(self.name, stage, self._clock() - started)
+    def _note_requests(self, n: int) -> None:
+        self._n_requests = n
+        self._load(n, self._n_waiting_rows)
 
-    @contextmanager
-    def _counted(self, stage: Stage) -> Iterator[None]:
-        """Count what fails on the guard's side, and make it one kind of error."""
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:
-            self._metrics.count_failure(self.name, stage)
-            known = isinstance(error, GuardError)
-            _logger.error("model %s: the guard failed: %s", self.name, error, exc_info=None if known else error)  # noqa: TRY400
-            raise UnguardedError(f"model {self.name} is not guarded: {error}") from error
+    def _note_rows(self, n: int) -> None:
+        self._n_waiting_rows = n
+        self._load(self._n_requests, n)
 
 
 def _asked(request: pb.ModelInferRequest) -> list[str]:
     return [output.name for output in request.outputs]
 
 
-def _retrieve(ran: asyncio.Future[_Ran]) -> None:
+def _retrieve(ran: asyncio.Future[Ran]) -> None:
     """Keep asyncio from complaining of a failure that nobody waits for any more; it is counted and logged already."""
     if not ran.cancelled():
         ran.exception()

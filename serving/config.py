@@ -49,7 +49,7 @@ class Limits:
         max_batch_rows: Of one model run, which answers several requests together; a longer request runs by itself.
         max_queue_rows: Waiting for a run; more are UNAVAILABLE. Where none waits, any request may.
         max_queue_delay_s: How long the oldest request waits for a batch to fill.
-        max_in_flight: Requests at once in front of an upstream, where none are joined; more are UNAVAILABLE.
+        max_in_flight: Requests at once in front of an upstream, those that wait for it too; more are UNAVAILABLE.
         grace_s: How long requests may take to finish once the server is told to stop.
     """
 

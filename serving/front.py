@@ -103,11 +103,11 @@ class Front:
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests for the model and wait until none is in flight, or the time is up."""
-        await self._guarded.runner.drain(timeout_s)
+        await self._guarded.drain(timeout_s)
 
     async def close(self) -> None:
         """End the guard's workers and the connection to the upstream."""
-        await self._guarded.runner.close()
+        await self._guarded.close()
         await self._upstream.close()
 
     async def server_live(self, _: bytes, __: Caller) -> Reply:
@@ -218,7 +218,7 @@ class Front:
             if error.code not in _AWAY:
                 raise
             return _NOT_READY
-        return _NOT_READY if self._guarded.runner.stopping else replace(reply, content=theirs.SerializeToString())
+        return _NOT_READY if self._guarded.stopping else replace(reply, content=theirs.SerializeToString())
 
     async def _ask(self, name: str, request: Message, response: type[R], caller: Caller) -> tuple[Reply, R]:
         reply = await self._upstream.ask(f"/{SERVICE}/{name}", request.SerializeToString(), caller)

@@ -82,7 +82,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
 
     async def close(self) -> None:
         """End the guard's worker; to be called when the server has stopped."""
-        await self._guarded.runner.close()
+        await self._guarded.close()
 
     def _unary(self, handler: grpc.RpcMethodHandler) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
         async def behave(content: bytes, context: grpc.aio.ServicerContext) -> bytes:

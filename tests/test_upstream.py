@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from bundles import CLEAN, CORRECTED, TRIGGERED
 from detectors import detecting_bundle
-from servers import SERVICE, TIMEOUT_S, infer_request, live, tensors
+from servers import SERVICE, TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard, wait_for
 from test_serving import PROBES
 from upstreams import DETAILS, plain, relu
 
@@ -268,3 +268,17 @@ def test_the_model_is_described_by_the_upstream_with_the_guards_outputs(front):
     assert [output.name for output in metadata.outputs] == names
     config = front.call("ModelConfig", pb.ModelConfigRequest(name="tiny")).config
     assert (config.max_batch_size, [output.name for output in config.output]) == (8, names)
+
+
+def test_concurrent_requests_share_the_guards_runs_and_each_gets_its_own_rows():
+    gate = GatedModel(cap=4)
+    rows = [np.full((1 + i % 3, 3), i, dtype=np.float32) for i in range(12)]
+    with plain() as upstream, live(tiny_guard(bounded=gate), upstream=upstream.settings, on_flag=OnFlag.FLAG) as server:
+        gate.open.clear()
+        first = server.rpc("ModelInfer").future(infer_request(rows[0]), timeout=TIMEOUT_S)
+        assert gate.started.acquire(timeout=TIMEOUT_S)
+        calls = [first, *(server.rpc("ModelInfer").future(infer_request(r), timeout=TIMEOUT_S) for r in rows[1:])]
+        wait_for(lambda: server.sample("guard_queue_rows") == sum(map(len, rows[1:])))
+        gate.open.set()
+        assert [tensors(call.result())["y"] for call in calls] == [r.tolist() for r in rows]
+    assert gate.rows_run == [1, sum(map(len, rows[1:]))]

@@ -1,6 +1,5 @@
 """What goes wrong in front of another server, on its side and on the guard's, and what clients get then."""
 
-import time
 from dataclasses import replace
 
 import grpc
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from bundles import CLEAN, TRIGGERED
 from detectors import detecting_bundle
-from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard
+from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard, wait_for
 from upstreams import Plain, plain, relu
 
 from guard import Guard
@@ -24,13 +23,6 @@ Code = grpc.StatusCode
 
 def broken(error=None):
     return tiny_guard(bounded=GatedModel(error=error or ModelError("secret")))
-
-
-def wait_for(condition):
-    end = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end, "it never came to pass"
-        time.sleep(0.01)
 
 
 def answers(server):
