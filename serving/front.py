@@ -3,20 +3,20 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from serving._pb import open_inference_pb2 as pb
 from serving.alongside import VERSION, Alongside
-from serving.errors import NotFoundError, UpstreamError
+from serving.descriptions import Descriptions, check_name
+from serving.descriptions import ask as ask_upstream
+from serving.errors import UpstreamError
 from serving.events import Account, Observers
-from serving.exchange import add_to_config, add_to_metadata
 from serving.metrics import Metrics
 from serving.models import IndexEntry, State
 from serving.servicer import SERVICE
@@ -26,20 +26,11 @@ from serving.upstream import Answer, Caller, Reply, Upstream, answer_with, calle
 
 __all__ = ["Front"]
 
-R = TypeVar("R", bound=Message)
-Q = TypeVar("Q", pb.ModelReadyRequest, pb.ModelMetadataRequest, pb.ModelConfigRequest, pb.ModelStatisticsRequest)
-"""Requests that name a model."""
-
 _STREAM = "ModelStreamInfer"
 _STATUS_WANTED = ("triton_grpc_error", "true")
 """Metadata by which a client of a stream asks for statuses in place of error messages (Triton)."""
 
-_NOT_READY = Reply(content=b"")
-"""ServerReadyResponse and ModelReadyResponse alike: ready is false where it is not said."""
-
 _NAME = re.compile(r"[A-Za-z0-9_]+")
-
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Front:
@@ -72,17 +63,9 @@ class Front:
         self._upstream, self._guarded, self._metrics = upstream, guarded, metrics
         self._caller = partial(caller_of, clock=clock, dropped=dropped)
         self._clock, self._observers = clock, observers
-        self.name, self._theirs = guarded.name, guarded.theirs or guarded.name
-        self.answers: Mapping[str, Answer] = {
-            "ServerLive": self.server_live,
-            "ServerReady": self.server_ready,
-            "ModelReady": self.model_ready,
-            "ModelMetadata": self.model_metadata,
-            "ModelConfig": self.model_config,
-            "ModelStatistics": self.model_statistics,
-            "RepositoryIndex": self.repository_index,
-            "ModelInfer": self.model_infer,
-        }
+        self.name = guarded.name
+        descriptions = Descriptions(upstream, guarded)
+        self.answers: Mapping[str, Answer] = {**descriptions.answers(), "ModelInfer": self.model_infer}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return what serves a call; None: nothing does."""
@@ -110,51 +93,6 @@ class Front:
         await self._guarded.close()
         await self._upstream.close()
 
-    async def server_live(self, _: bytes, __: Caller) -> Reply:
-        """Say that this server runs, whatever the upstream does: who asks would restart this one."""
-        return Reply(content=pb.ServerLiveResponse(live=True).SerializeToString())
-
-    async def server_ready(self, content: bytes, caller: Caller) -> Reply:
-        """Say whether both servers take requests."""
-        request = parse(pb.ServerReadyRequest, content)
-        return await self._ready("ServerReady", request, pb.ServerReadyResponse, caller)
-
-    async def model_ready(self, content: bytes, caller: Caller) -> Reply:
-        """Say whether both servers take requests for a model; one that is not guarded here takes none."""
-        request = parse(pb.ModelReadyRequest, content)
-        if request.name != self._guarded.name:
-            return _NOT_READY
-        return await self._ready("ModelReady", self._for_theirs(request), pb.ModelReadyResponse, caller)
-
-    async def model_metadata(self, content: bytes, caller: Caller) -> Reply:
-        """Say what the upstream says of the model, and which outputs the guard adds."""
-        request = self._for_theirs(parse(pb.ModelMetadataRequest, content))
-        reply, response = await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, caller)
-        response.name = self._guarded.name
-        add_to_metadata(response, self._guarded.added, self._guarded.withheld)
-        return replace(reply, content=response.SerializeToString())
-
-    async def model_config(self, content: bytes, caller: Caller) -> Reply:
-        """Say the same in Triton's terms."""
-        request = self._for_theirs(parse(pb.ModelConfigRequest, content))
-        reply, response = await self._ask("ModelConfig", request, pb.ModelConfigResponse, caller)
-        response.config.name = self._guarded.name
-        add_to_config(response.config, self._guarded.added, self._guarded.withheld)
-        return replace(reply, content=response.SerializeToString())
-
-    async def model_statistics(self, content: bytes, caller: Caller) -> Reply:
-        """Say what the upstream counted; no name means every model."""
-        request = parse(pb.ModelStatisticsRequest, content)
-        request = self._for_theirs(request) if request.name else request
-        reply, response = await self._ask("ModelStatistics", request, pb.ModelStatisticsResponse, caller)
-        return replace(reply, content=self._renamed(response, response.model_stats))
-
-    async def repository_index(self, content: bytes, caller: Caller) -> Reply:
-        """List what the upstream lists."""
-        request = parse(pb.RepositoryIndexRequest, content)
-        reply, response = await self._ask("RepositoryIndex", request, pb.RepositoryIndexResponse, caller)
-        return replace(reply, content=self._renamed(response, response.models))
-
     async def model_infer(self, content: bytes, caller: Caller) -> Reply:
         """Answer an inference request with the upstream's answer, guarded, and account for it."""
         name, status = "", grpc.StatusCode.OK
@@ -163,7 +101,7 @@ class Front:
             request = parse(pb.ModelInferRequest, content)
             name = request.model_name
             account.begin(request.id)
-            self._check_name(name)
+            check_name(name, self._guarded)
             account.found(name, VERSION)
             return await self._infer(request, caller, account)
         except BaseException as error:
@@ -178,7 +116,7 @@ class Front:
         replies: list[Reply] = []
 
         async def ask(sent: pb.ModelInferRequest) -> pb.ModelInferResponse:
-            reply, response = await self._ask("ModelInfer", sent, pb.ModelInferResponse, caller)
+            reply, response = await ask_upstream(self._upstream, "ModelInfer", sent, pb.ModelInferResponse, caller)
             replies.append(reply)
             return response
 
@@ -210,38 +148,6 @@ class Front:
                 yield answer
         except UpstreamError as error:
             await tell(context, error.code, str(error), error.trailing)
-
-    async def _ready(self, method: str, request: Message, response: type[R], caller: Caller) -> Reply:
-        try:
-            reply, theirs = await self._ask(method, request, response, caller)
-        except UpstreamError as error:
-            if error.code not in _AWAY:
-                raise
-            return _NOT_READY
-        return _NOT_READY if self._guarded.stopping else replace(reply, content=theirs.SerializeToString())
-
-    async def _ask(self, name: str, request: Message, response: type[R], caller: Caller) -> tuple[Reply, R]:
-        reply = await self._upstream.ask(f"/{SERVICE}/{name}", request.SerializeToString(), caller)
-        try:
-            return reply, response.FromString(reply.content)
-        except DecodeError as error:
-            words = f"the upstream's answer is no {response.DESCRIPTOR.full_name}"
-            raise UpstreamError(grpc.StatusCode.INTERNAL, words) from error
-
-    def _check_name(self, name: str) -> None:
-        if name != self._guarded.name:
-            raise NotFoundError(f"model {name!r} is not guarded here; {self._guarded.name!r} is")
-
-    def _for_theirs(self, request: Q) -> Q:
-        self._check_name(request.name)
-        request.name = self._theirs
-        return request
-
-    def _renamed(self, response: Message, entries: Iterable[Any]) -> bytes:
-        for entry in entries:
-            if entry.name == self._theirs:
-                entry.name = self._guarded.name
-        return response.SerializeToString()
 
     def _status(self, error: BaseException, caller: Caller) -> grpc.StatusCode:
         # gRPC cancels a call whose deadline passes: to its caller that is no cancellation.

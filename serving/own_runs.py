@@ -81,15 +81,15 @@ class OwnRuns:
         """Wait for the run in progress, which cannot be stopped, and end the worker."""
         await self._batcher.close()
 
-    def _run(self, inputs: Arrays) -> Callable[[slice], Ran]:
+    def _run(self, inputs: Arrays) -> Callable[[slice, str], Ran]:
         self._stages.joined(n_rows(inputs))
         if self._guard.manifest.detector is not None:
             with self._stages.timed("original"), self._stages.counted("original"):
                 original = self._guard.run_original(inputs)
-            return lambda rows: Ran(original=_rows_of(original, rows), bounded=None)
+            return lambda rows, _: Ran(original=_rows_of(original, rows), bounded=None)
         with self._stages.timed("judge"), self._stages.counted("judge"):
             bounded = self._guard.run_bounded(inputs)
-        return lambda rows: Ran(original=None, bounded=_rows_of(bounded, rows))
+        return lambda rows, _: Ran(original=None, bounded=_rows_of(bounded, rows))
 
 
 def _rows_of(answers: Answers, rows: slice) -> Answers:
