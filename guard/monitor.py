@@ -126,19 +126,15 @@ class Monitor:
             self._n_rows = 0
             for bets in (self._bets, self._class_bets, self._drift_bets):
                 bets.reset()
-            self._rows, self._middle_rows = _Blocks(1 + 2 * len(self._cuts)), _Blocks(1)
+            self._rows, self._middle_rows = _Blocks(2), _Blocks(1)
 
     def update(self, verdict: Verdict) -> None:
         """Take in the rows of one verdict, in their order."""
-        scores, classes = verdict.score, verdict.predicted_class
-        rows = np.column_stack([classes, _past(scores, self._cuts), _past(scores, self._class_cuts[classes])])
+        rows = np.column_stack([verdict.score, verdict.predicted_class])
         with self._lock:
-            self._n_rows += len(scores)
+            self._n_rows += len(rows)
             for block in self._rows.cut(rows):
-                self._settle(block)
-            for block in self._middle_rows.cut(self._middle.sides(scores)[:, None]):
-                n_above = int(block.sum())
-                self._drift_bets.settle(_ONLY, np.array([[n_above, BLOCK - n_above]]))
+                self._settle(block[:, 0], block[:, 1].astype(np.int64))
 
     def read(self) -> Reading:
         """Return the evidence so far."""
@@ -150,14 +146,15 @@ class Monitor:
                 drift=float(self._drift_bets.evidence()[0]),
             )
 
-    def _settle(self, block: IntArray) -> None:
-        n_ranks = len(self._cuts)
-        classes, past, past_own = np.split(block, [1, 1 + n_ranks], axis=1)
-        self._bets.settle(_ONLY, past.sum(axis=0)[None])
-        seen, place = np.unique(classes[:, 0], return_inverse=True)
-        counts = np.zeros((len(seen), n_ranks), dtype=np.int64)
-        np.add.at(counts, place, past_own)
+    def _settle(self, scores: FloatArray, classes: IntArray) -> None:
+        self._bets.settle(_ONLY, _past(scores, self._cuts).sum(axis=0)[None])
+        seen, place = np.unique(classes, return_inverse=True)
+        counts = np.zeros((len(seen), len(self._cuts)), dtype=np.int64)
+        np.add.at(counts, place, _past(scores, self._class_cuts[classes]))
         self._class_bets.settle(seen, counts)
+        for sides in self._middle_rows.cut(self._middle.sides(scores)[:, None]):
+            n_above = int(sides.sum())
+            self._drift_bets.settle(_ONLY, np.array([[n_above, BLOCK - n_above]]))
 
 
 class _Middle:
@@ -186,11 +183,11 @@ class _Blocks:
     """Cuts rows into blocks, and keeps the rest, fewer than BLOCK rows, for the next time."""
 
     def __init__(self, width: int) -> None:
-        self._rest = np.zeros((0, width), dtype=np.int64)
+        self._rest: FloatArray = np.zeros((0, width))
 
-    def cut(self, rows: NDArray[np.generic]) -> Iterator[IntArray]:
+    def cut(self, rows: NDArray[np.generic]) -> Iterator[FloatArray]:
         """Yield the whole blocks (BLOCK, width)."""
-        waiting: IntArray = np.concatenate([self._rest, rows.astype(np.int64)])
+        waiting = np.concatenate([self._rest, rows])
         whole = len(waiting) - len(waiting) % BLOCK
         self._rest = waiting[whole:].copy()
         for start in range(0, whole, BLOCK):

@@ -1,6 +1,7 @@
 """Evidence stays low on clean streams as often as promised, finds floods and tells drift from them."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -138,6 +139,16 @@ def test_memory_is_of_a_fixed_size():
     watching.update(clean(rng, BLOCK * 1000))
     # What waits for its block to fill may be up to one block longer.
     assert abs(size_in_bytes(watching) - before) < BLOCK * 8 < before < 20_000
+
+
+def test_no_row_is_lost_between_threads():
+    rng = np.random.default_rng(0)
+    watching, streams = monitor(rng), [flood(rng, 7, share=0.5) for _ in range(200)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(watching.update, streams))
+    reading = watching.read()
+    assert reading.n_rows == 1400
+    assert reading.is_attacked
 
 
 def test_a_reset_forgets_everything():

@@ -13,5 +13,5 @@ apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null
 # Debian starts a server of its own on port 9090, which nobody asked for.
 if command -v systemctl >/dev/null; then
-    systemctl disable --quiet --now prometheus || true
+    systemctl disable --quiet --now prometheus 2>/dev/null || true
 fi
