@@ -41,8 +41,8 @@ def measure(out: Path) -> Iterator[str]:
 def _row(name: str) -> str:
     one, both = (_flags(name, PASSES[passes]) for passes in ("one", "both"))
     kept = one.triggered[both.triggered]
-    rates = (f"{flags.mean():.4f}" for flags in (both.triggered, one.triggered, kept, both.clean, one.clean))
-    return f"| {name} | {' | '.join(rates)} |"
+    shares = (both.triggered, one.triggered, kept, both.clean, one.clean)
+    return f"| {name} | {' | '.join(f'{flags.mean():.4f}' if len(flags) else '' for flags in shares)} |"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
