@@ -18,6 +18,7 @@ from benchmarks import (
     passes,
     published,
     serving_cost,
+    serving_load,
     sharing,
     shift,
     suspicion,
@@ -36,6 +37,7 @@ MEASUREMENTS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     "passes": passes.measure,
     "published": published.measure,
     "serving_cost": serving_cost.measure,
+    "serving_load": serving_load.measure,
     "sharing": sharing.measure,
     "shift": shift.measure,
     "suspicion": suspicion.measure,
@@ -44,6 +46,7 @@ ROWS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     **{f"fitting:{method}": partial(fitting.measure, methods=[method], parts=[]) for method in METHODS},
     "inspection:kept": partial(inspection.measure, only_kept=True),
     "published:kept": partial(published.measure, only_kept=True),
+    "serving_load:ours": partial(serving_load.measure, peers=False),
     **{f"fitting:{part}": partial(fitting.measure, methods=[], parts=[part]) for part in LOOKS},
 }
 

@@ -19,7 +19,7 @@ from guard.model import OrtModel
 from guard.runtime import Guard
 from guard.types import FloatArray
 
-__all__ = ["measure"]
+__all__ = ["fitted_bundle", "measure"]
 
 BATCHES = {1: 60, 8: 20, 64: 6}  # rounds per batch size
 N_CALIBRATION = 400
@@ -38,7 +38,7 @@ def measure(out: Path) -> Iterator[str]:
     """Yield a table per model, guarded over plain latency, and one of the memory of a session and of serving."""
     for name, write in (("ResNet-18", write_resnet18), ("ResNet-50", write_resnet50)):
         folder = out / name.lower()
-        bundle = _bundle(write(folder / "model.onnx"), folder)
+        bundle = fitted_bundle(write(folder / "model.onnx"), folder)
         yield f"\n{name}, width 64, 32 x 32, fitted as by default; medians within one run.\n"
         yield from _latency(bundle)
     yield from _memory_of_serving(out / "resnet-18" / "cost")
@@ -86,7 +86,8 @@ def _memory_of_serving(bundle: Path) -> Iterator[str]:
     yield f"| guard-serve | {served[0]} | {served[1]} |"
 
 
-def _bundle(model: Path, out: Path) -> Path:
+def fitted_bundle(model: Path, out: Path) -> Path:
+    """Fit a model as by default on random images, and return the bundle."""
     data = out / "calibration.npz"
     np.savez(data, inputs=np.random.default_rng(0).random((N_CALIBRATION, *_IMAGE), dtype=np.float32))
     # An untrained model's classes are arbitrary, so that bounds may cost any accuracy here.

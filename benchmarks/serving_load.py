@@ -1,0 +1,124 @@
+"""Throughput and latency under load: guarded, beside MLServer, PyTriton and our own server without a guard."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.models import write_resnet18
+from benchmarks.peers import MAX_BATCH, MODEL, Server, mlserver, ours, pytriton, started
+from benchmarks.serving_cost import fitted_bundle
+
+__all__ = ["measure"]
+
+N_CALLERS = 16
+ROUNDS = 3
+SECONDS = 20.0
+WARM_UP_S = 3.0
+LOAD = 0.7
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one server did: answers per second of each round, and seconds per answer of all."""
+
+    rates: list[float] = field(default_factory=list)
+    closed: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    poisson: list[float] = field(default_factory=list)
+
+
+def measure(out: Path, *, seconds: float = SECONDS, rounds: int = ROUNDS, peers: bool = True) -> Iterator[str]:
+    """Yield a table of servers, taken in turn within one run, and the goals."""
+    folder = out / "resnet-18"
+    bundle = folder / "cost"
+    if not bundle.exists():
+        fitted_bundle(write_resnet18(folder / "model.onnx"), folder)
+    servers = [ours(bundle), ours(bundle, name="the same server, guard off", guarded=False)]
+    if peers:
+        made = out.parent / "peers"
+        made.mkdir(exist_ok=True)
+        servers += [mlserver(bundle, made), pytriton(bundle, made)]
+    yield (
+        f"ResNet-18, width 64, 32 x 32; requests of one row, random images as those calibrated on; batches up to"
+        f" {MAX_BATCH} rows. Closed loop: {N_CALLERS} callers; Poisson: arrivals at {LOAD:.0%} of what the server's own"
+        f" closed loop reached in the same round. {rounds} rounds of {seconds:.0f} s each, the servers in"
+        " turn; servers and client share the cores."
+    )
+    seen = _all_seen(servers, out, seconds=seconds, rounds=rounds)
+    yield from _table(seen)
+    yield from _goals(seen)
+
+
+def _all_seen(servers: Sequence[Server], out: Path, *, seconds: float, rounds: int) -> Mapping[str, _Seen]:
+    seen = {server.name: _Seen() for server in servers}
+    with ExitStack() as stack:
+        for number, server in enumerate(servers):
+            stack.enter_context(started(server, out / f"server-{number}.log"))
+        for server in servers:
+            _answers(server, WARM_UP_S, seed=0, callers=N_CALLERS)
+        for number in range(1, rounds + 1):
+            # Each server is first in turn, so that none always follows the same one.
+            for server in _turned(servers, number):
+                _observe(seen[server.name], server, seconds, seed=number)
+    return seen
+
+
+def _turned(servers: Sequence[Server], number: int) -> Sequence[Server]:
+    start = number % len(servers)
+    return [*servers[start:], *servers[:start]]
+
+
+def _observe(seen: _Seen, server: Server, seconds: float, *, seed: int) -> None:
+    closed = _answers(server, seconds, seed=seed, callers=N_CALLERS)
+    seen.rates.append(len(closed) / seconds)
+    seen.closed += closed
+    seen.alone += _answers(server, seconds / 4, seed=seed, callers=1)
+    seen.poisson += _answers(server, seconds, seed=seed, rate=LOAD * seen.rates[-1])
+
+
+def _answers(server: Server, seconds: float, *, seed: int, **load: float) -> list[float]:
+    """Return seconds per answer, as a client in a process of its own saw them."""
+    ((kind, amount),) = load.items()
+    command = [
+        sys.executable, "-m", "benchmarks.load_client", server.address, MODEL,
+        f"--{kind}", str(amount), "--seconds", str(seconds), "--seed", str(seed),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    answers: list[float] = json.loads(done.stdout)
+    return answers
+
+
+def _table(seen: Mapping[str, _Seen]) -> Iterator[str]:
+    yield "\n| server | requests/s, each round | p50, ms | p99 | one caller: p50 | Poisson: p50 | p99 | p99 / p50 | n |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name, found in seen.items():
+        closed, alone, poisson = (_percentiles_ms(each) for each in (found.closed, found.alone, found.poisson))
+        rates = ", ".join(f"{rate:.0f}" for rate in found.rates)
+        yield (
+            f"| {name} | {rates} | {closed[0]:.1f} | {closed[1]:.1f} | {alone[0]:.1f} | {poisson[0]:.1f} |"
+            f" {poisson[1]:.1f} | {poisson[1] / poisson[0]:.1f} | {len(found.closed)}, {len(found.poisson)} |"
+        )
+
+
+def _percentiles_ms(latencies: Sequence[float]) -> tuple[float, float]:
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1000
+    return float(p50), float(p99)
+
+
+def _goals(seen: Mapping[str, _Seen]) -> Iterator[str]:
+    """Yield throughput over that of others: the median over rounds, in each of which both ran."""
+    guarded, *others = seen.items()
+    yield "\n| guarded throughput over | median over rounds | each round |"
+    yield "|---|---|---|"
+    for name, other in others:
+        ratios = [a / b for a, b in zip(guarded[1].rates, other.rates, strict=True)]
+        yield f"| {name} | {np.median(ratios):.2f} | {', '.join(f'{ratio:.2f}' for ratio in ratios)} |"
