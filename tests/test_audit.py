@@ -13,7 +13,8 @@ import grpc
 import numpy as np
 import pytest
 from bundles import CLEAN, TRIGGERED, manifest
-from servers import TIMEOUT_S, infer_request, live, tensors
+from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard, wait_for
+from upstreams import plain
 from witnessed import bright, bundle
 
 from guard import Guard
@@ -199,6 +200,46 @@ def test_where_waiting_rows_take_too_much_memory_their_digests_are_kept_and_they
     found = [json.loads(line) for line in disk.lines]
     assert [record.get("left_out") for record in found] == [None, ["evidence"]]
     assert {record["inputs_sha256"] for record in found} == {hashlib.sha256(bytes(160 * 2**20)).hexdigest()}
+
+
+def test_requests_that_share_a_run_have_records_of_their_own(settings):
+    gate = GatedModel()
+    gate.open.clear()
+    with live(tiny_guard(original=gate), audit=settings, on_flag=OnFlag.REJECT) as server:
+        first = server.rpc("ModelInfer").future(infer_request(CLEAN), timeout=TIMEOUT_S)
+        assert gate.started.acquire(timeout=TIMEOUT_S)
+        sent = [
+            server.rpc("ModelInfer").future(infer_request(rows, id=name), timeout=TIMEOUT_S)
+            for name, rows in {"a": MIXED, "b": CLEAN, "c": 3 * TRIGGERED}.items()
+        ]
+        wait_for(lambda: server.sample("guard_requests_in_flight") == 4)
+        gate.open.set()
+        assert first.result()
+        wait_for(lambda: all(future.done() for future in sent))
+    digest = hashlib.sha256((3 * TRIGGERED).tobytes()).hexdigest()
+    found = [(record["request_id"], record["row"]) for record in records(settings)]
+    assert sorted(found) == [("a", 1), ("a", 2), ("c", 0)]
+    assert [record["inputs_sha256"] for record in records(settings) if record["request_id"] == "c"] == [digest]
+
+
+def test_a_caller_that_leaves_while_its_rows_run_is_in_the_records(settings):
+    gate = GatedModel()
+    gate.open.clear()
+    with live(tiny_guard(original=gate), audit=settings) as server:
+        leaver = server.rpc("ModelInfer").future(infer_request(TRIGGERED, id="leaver"), timeout=TIMEOUT_S)
+        assert gate.started.acquire(timeout=TIMEOUT_S)
+        leaver.cancel()
+        gate.open.set()
+        wait_for(lambda: server.sample("guard_rows_total") == 1)
+    assert [record["request_id"] for record in records(settings)] == ["leaver"]
+
+
+def test_in_front_of_an_upstream_the_records_are_the_same(settings):
+    with plain() as upstream:
+        (first, second), counts = served(settings, MIXED, upstream=upstream.settings)
+    assert (first["request_id"], first["row"], second["row"], first["predicted_class"]) == ("request_0", 1, 2, 0)
+    assert first["inputs_sha256"] == hashlib.sha256(TRIGGERED.tobytes()).hexdigest()
+    assert counts["complete"] == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")

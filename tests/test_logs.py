@@ -11,6 +11,7 @@ from bundles import CLEAN, TRIGGERED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import GatedModel, infer_request, live, tiny_guard
+from upstreams import plain
 
 from guard.errors import ModelError
 from serving._pb import open_inference_pb2 as pb
@@ -61,6 +62,17 @@ def test_by_default_refused_and_flagged_requests_have_a_line_and_others_none():
     assert (flagged["rows"], flagged["flagged"], flagged["model"], flagged["version"]) == (2, 1, "tiny", "1")
     assert flagged["milliseconds"] > 0
     assert (lost["model"], "version" in lost, "rows" in lost) == ("unknown", False, False)
+
+
+def test_in_front_of_an_upstream_the_lines_are_the_same():
+    with plain() as upstream, live(upstream=upstream.settings) as server:
+        lines = requests(logged(lambda: talk(server)))
+    told = [(line["request_id"], line["status"], line["model"], line.get("flagged")) for line in lines]
+    assert told == [
+        ("shop/17", "OK", "tiny", 1),
+        ("bad", "INVALID_ARGUMENT", "tiny", None),
+        ("lost", "NOT_FOUND", "unknown", None),
+    ]
 
 
 def test_at_debug_every_request_has_a_line_and_at_error_none_of_these():

@@ -58,6 +58,23 @@ def test_a_client_that_believes_the_certificate_is_answered_on_both_ports(author
         assert "guard_rows_total" in metrics(server, believing(authority))
 
 
+def test_rest_speaks_tls_with_the_same_certificate_and_follows_it(authority, tmp_path):
+    def ready(server, context):
+        url = f"https://127.0.0.1:{server.running.rest_port}/v2/health/ready"
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S, context=context) as answer:
+            return answer.status
+
+    with live(security=authority.security(clients=True), rest_port=0) as server:
+        assert ready(server, believing(authority, own=True)) == 200
+        with pytest.raises(OSError, match=r"ALERT|alert|reset|closed|Connection|EOF"):
+            ready(server, believing(authority))
+        new = Authority(tmp_path)
+        new.server()
+        both = believing(new)
+        authority.ca.issue_cert("client@example.org").configure_cert(both)
+        assert ready(server, both) == 200
+
+
 def test_clear_text_and_clients_of_another_authority_are_refused(authority, tmp_path_factory):
     other = Authority(tmp_path_factory.mktemp("other"))
     with live(security=authority.security(), credentials=authority.credentials()) as server:

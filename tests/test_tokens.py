@@ -10,7 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
+from rest_calls import infer_body, post_infer, rest
 from servers import TIMEOUT_S, infer_request, live, tensors
+from upstreams import plain
 
 from serving.config import Security
 from serving.errors import StartError
@@ -87,6 +89,27 @@ def test_metrics_need_a_token_too_and_count_who_had_none(server):
     caught.value.close()
     found = scrape(server, Authorization=f"bearer {TOKEN}")
     assert 'guard_requests_total{model="unknown",status="UNAUTHENTICATED"}' in found
+
+
+def test_rest_needs_a_token_but_for_probes(path):
+    with live(security=Security(token_file=path), rest_port=0) as server:
+        for probe in ("/v2/health/live", "/v2/health/ready"):
+            assert rest(server, "GET", probe).status == 200
+        for address in ("/v2", "/v2/models/tiny", "/v2/models/tiny/ready", "/no/such", "/v2/health/live/"):
+            answer = rest(server, "GET", address)
+            assert (answer.status, "no valid token" in answer.json["error"]) == (401, True)
+        assert post_infer(server, infer_body(CLEAN.tolist())).status == 401
+        given = {"Authorization": f"Bearer {TOKEN}"}
+        assert post_infer(server, infer_body(CLEAN.tolist()), headers=given).status == 200
+        assert server.sample("guard_requests_total", model="unknown", status="UNAUTHENTICATED") == 6
+
+
+def test_a_token_goes_no_further_than_this_server(path):
+    with plain() as upstream, live(upstream=upstream.settings, security=Security(token_file=path)) as server:
+        assert server.infer(CLEAN, metadata=[*bearing(TOKEN), ("of-the-client", "1")]).model_name == "tiny"
+        keys = [key for key, _ in upstream.metadata]
+    assert "of-the-client" in keys
+    assert "authorization" not in keys
 
 
 def test_tokens_follow_their_file_and_a_bad_file_changes_nothing(tmp_path, caplog):

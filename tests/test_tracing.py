@@ -1,5 +1,7 @@
 """OpenTelemetry spans: one per request with its stages as children, within the caller's trace."""
 
+import http.client
+import json
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,7 +14,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
-from servers import GatedModel, infer_request, live, tiny_guard
+from rest_calls import infer_body
+from servers import TIMEOUT_S, GatedModel, infer_request, live, tiny_guard
 
 from guard.errors import ModelError
 from serving.tracing import Tracing, open_tracing
@@ -22,13 +25,13 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 NAME = "inference.GRPCInferenceService/ModelInfer"
 
 
-def spans(ask, guard=None):
+def spans(ask, guard=None, **config):
     """Return the spans of a server that was asked: of requests, and of their stages."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracing = Tracing(provider)
-    with live(guard, tracer=tracing) as server:
+    with live(guard, tracer=tracing, **config) as server:
         ask(server)
     tracing.close()
     found = exporter.get_finished_spans()
@@ -69,6 +72,19 @@ def test_the_callers_trace_goes_on_and_ends_with_its_call():
     assert (f"{first.context.trace_id:032x}", f"{first.parent.span_id:016x}") == (TRACE, PARENT)
     assert second.parent is None
     assert second.context.trace_id != first.context.trace_id
+
+
+def test_over_rest_too_and_no_request_of_a_connection_goes_on_with_the_trace_of_the_one_before():
+    def ask(server):
+        connection = http.client.HTTPConnection("127.0.0.1", server.running.rest_port, timeout=TIMEOUT_S)
+        for headers in ({"Traceparent": f"00-{TRACE}-{PARENT}-01"}, {}):
+            connection.request("POST", "/v2/models/tiny/infer", json.dumps(infer_body(CLEAN.tolist())), headers)
+            assert connection.getresponse().read()
+        connection.close()
+
+    (first, second), _ = spans(ask, rest_port=0)
+    assert f"{first.context.trace_id:032x}" == TRACE
+    assert second.parent is None
 
 
 @pytest.mark.parametrize("value", ["", "00", f"00-{'0' * 32}-{PARENT}-01", f"ff-{TRACE}-{PARENT}-01", "x" * 4000])
