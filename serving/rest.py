@@ -3,8 +3,9 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from aiohttp import web
@@ -35,6 +36,14 @@ _PROBES = ("/v2/health/live", "/v2/health/ready")
 _LENGTH = "Inference-Header-Content-Length"
 _INLINE_BYTES = 2**16
 """Longer bodies are read and written by a thread, so that they hold up nobody."""
+
+_MAX_JSON_BYTES = 16 * 2**20
+"""JSON takes up to twenty times its length in memory; what is longer can come as binary data, which does not."""
+
+_KEEP_ALIVE_S = 75
+"""As nginx has it; aiohttp would keep a connection that says nothing for an hour."""
+
+T = TypeVar("T")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -83,7 +92,13 @@ async def start_rest(
     app.on_response_prepare.append(_sign)
     app.add_routes(_Routes(rpcs).table())
     # A caller who hangs up gives its place in the queue back.
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=last_answers_s)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=_KEEP_ALIVE_S,
+        shutdown_timeout=last_answers_s,
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, ssl_context=access.context).start()
@@ -98,6 +113,8 @@ class _Routes:
 
     def __init__(self, rpcs: Mapping[str, Rpc]) -> None:
         self._rpcs = rpcs
+        # One at a time: Python parses no two at once anyway, and so the memory for one is enough.
+        self._turn = asyncio.Semaphore(1)
 
     def table(self) -> list[web.RouteDef]:
         """Return every address with what answers it."""
@@ -175,21 +192,22 @@ class _Routes:
         n_json = _json_length(request)
         body = await request.read()
         which = {"model": _path(request, "model"), "version": _path(request, "version")}
-        message, form = await _aside(len(body), decode_infer, body, n_json, **which)
+        _check_json(len(body) if n_json is None else n_json, _MAX_JSON_BYTES)
+        message, form = await self._aside(len(body), partial(decode_infer, body, n_json, **which))
         response = await self._rpcs["ModelInfer"].answer(message, None)
-        content, n_json = await _aside(response.ByteSize(), encode_infer, response, form)
+        content, n_json = await self._aside(response.ByteSize(), partial(encode_infer, response, form))
         if n_json is None:
             return web.Response(body=content, content_type="application/json")
         return web.Response(body=content, content_type="application/octet-stream", headers={_LENGTH: str(n_json)})
 
+    async def _aside(self, n_bytes: int, work: Callable[[], T]) -> T:
+        if n_bytes <= _INLINE_BYTES:
+            return work()
+        async with self._turn:
+            return await asyncio.to_thread(work)
+
 
 _MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
-
-
-async def _aside(n_bytes: int, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if n_bytes <= _INLINE_BYTES:
-        return work(*args, **kwargs)
-    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 def _path(request: web.Request, part: str) -> str:
@@ -198,6 +216,13 @@ def _path(request: web.Request, part: str) -> str:
 
 def _which(request: web.Request) -> dict[str, str]:
     return {"name": _path(request, "model"), "version": _path(request, "version")}
+
+
+def _check_json(n_bytes: int, limit: int) -> None:
+    if n_bytes > limit:
+        raise InputError(
+            f"the request has {n_bytes} bytes of JSON and the limit is {limit}; send tensors as binary data"
+        )
 
 
 def _json_length(request: web.Request) -> int | None:
@@ -209,6 +234,7 @@ def _json_length(request: web.Request) -> int | None:
 
 async def _content(request: web.Request) -> dict[str, Any]:
     body = await request.read()
+    _check_json(len(body), _INLINE_BYTES)
     return decode_object(body) if body.strip() else {}
 
 

@@ -4,9 +4,18 @@ import http.client
 import json
 from typing import Any
 
+import numpy as np
+from bundles import CLEAN, TRIGGERED
 from servers import TIMEOUT_S, Live
 
-__all__ = ["Answer", "binary_body", "infer_body", "post_infer", "rest"]
+__all__ = ["LENGTH", "RAW", "ROWS", "Answer", "infer_body", "mixed_binary", "output", "post_infer", "rest"]
+
+MIXED = np.concatenate([CLEAN, TRIGGERED])
+ROWS = MIXED.tolist()
+"""A clean row and a triggered one."""
+
+RAW = MIXED.astype("<f4").tobytes()
+"""The same in binary."""
 
 LENGTH = "Inference-Header-Content-Length"
 
@@ -54,3 +63,16 @@ def binary_body(header: Any, *raw: bytes) -> tuple[bytes, dict[str, str]]:
     """Return a body with raw bytes behind its JSON, and the header that says so."""
     content = json.dumps(header).encode()
     return b"".join((content, *raw)), {LENGTH: str(len(content))}
+
+
+def mixed_binary(
+    tensor: dict[str, Any] | None = None, raw: bytes = RAW, **request: Any
+) -> tuple[bytes, dict[str, str]]:
+    """Return a binary request about the mixed rows, with other entries of its tensor."""
+    entry = {"name": "x", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": len(raw)}}
+    return binary_body({"inputs": [entry | (tensor or {})]}, raw)
+
+
+def output(answer: Answer, name: str) -> Any:
+    """Return what the JSON of an answer says of one output."""
+    return next(each for each in answer.json["outputs"] if each["name"] == name)
