@@ -8,21 +8,21 @@ bad the earlier one stays, and no change on disk but the removal of its folder l
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from guard.errors import BundleError, GuardError, InputError
+from guard.errors import GuardError, InputError
 from guard.runtime import Guard
+from serving.background import Background
 from serving.config import ModelControl, ServerConfig
 from serving.endpoint import Endpoint, served_name
-from serving.errors import ControlError, LoadError, NotFoundError, NotReadyError
+from serving.errors import ControlError, LoadError, NotFoundError
 from serving.events import Observers
 from serving.metrics import Metrics
 from serving.models import Models, Slot
 from serving.statistics import Statistics
-from serving.store import FIRST_VERSION, Place, Store, fingerprint, is_model_name
+from serving.store import FIRST_VERSION, Place, Store, fingerprint, is_model_name, open_place, without_root
 from serving.versions import ServedVersion
 
 __all__ = ["Repository"]
@@ -56,8 +56,7 @@ class Repository:
         self._config, self._metrics, self._store, self._clock = config, metrics, store, clock
         self._on_change = on_change
         self._observers = observers
-        self._turn = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._retired: set[ServedVersion] = set()
 
     def put(self, guard: Guard) -> None:
@@ -79,7 +78,7 @@ class Repository:
         Raises:
             StartError: The store cannot be read; nothing changes.
         """
-        await self._in_turn(self._refresh())
+        await self._background.in_turn(self._refresh())
 
     async def load(self, model: str) -> None:
         """Serve a model as the store has it now; versions that did not change are left as they are.
@@ -91,7 +90,7 @@ class Repository:
             LoadError: A version cannot be served; what served before still does.
         """
         self._check_control(model)
-        await self._in_turn(self._load(model))
+        await self._background.in_turn(self._load(model))
 
     async def unload(self, model: str) -> None:
         """Stop serving a model; requests that have begun are finished.
@@ -100,7 +99,7 @@ class Repository:
             NotFoundError: There is no such model; ControlError and InputError as load.
         """
         self._check_control(model)
-        await self._in_turn(self._unload(model))
+        await self._background.in_turn(self._unload(model))
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and wait until none is in flight, or the time is up."""
@@ -111,8 +110,8 @@ class Repository:
     async def close(self) -> None:
         """Wait for runs and changes in progress, which cannot be stopped, and end every worker."""
         self.models.stopping = True
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(version.endpoint.runner.close() for version in self._in_memory()))
+        await self._background.finish()
+        await asyncio.gather(*(version.endpoint.runner.close() for version in self.models.served()))
 
     async def _refresh(self) -> None:
         places = await self._places()
@@ -147,7 +146,8 @@ class Repository:
     async def _bring(self, model: str, places: Sequence[Place]) -> None:
         """Serve these versions of a model, and no others as soon as one of these serves."""
         for place in places:
-            await self._open(self.models.slot(model, place.version), place)
+            if self._store and not self.models.stopping:
+                await self._open(self.models.slot(model, place.version), place, self._store)
         slots = self.models.versions(model)
         gone = slots.keys() - {place.version for place in places}
         if any(slots[place.version].serving for place in places):
@@ -158,17 +158,17 @@ class Repository:
                 slots[version].reason = "its folder is gone; it serves on as no version that is there can"
         self._on_change(self.models)
 
-    async def _open(self, slot: Slot, place: Place) -> None:
+    async def _open(self, slot: Slot, place: Place, store: Store) -> None:
         """Put a bundle in its slot, or say there why it cannot be."""
         slot.opening = True
         try:
             identity = await asyncio.to_thread(fingerprint, place.folder)
             if slot.serving is None or slot.serving.identity != identity:
-                guard = await asyncio.to_thread(self._opened, place)
+                guard = await asyncio.to_thread(open_place, store, place)
                 self._serve(place, guard, identity)
             slot.reason = ""
         except GuardError as error:
-            slot.reason = self._told(error)
+            slot.reason = without_root(store, str(error))
         except Exception:
             slot.reason = "it cannot be opened; the server's log says why"
             _logger.exception("model %s cannot be opened", place.label)
@@ -177,17 +177,6 @@ class Repository:
         if slot.reason:
             rest = "the bundle before it serves on" if slot.serving else "it is not served"
             _logger.error("model %s: %s; %s", place.label, slot.reason, rest)
-
-    def _told(self, error: GuardError) -> str:
-        """Return what clients may know of an error: not where on the machine the repository lies."""
-        return str(error).replace(f"{self._store.root}/", "") if self._store else str(error)
-
-    def _opened(self, place: Place) -> Guard:
-        if self._store is None or self.models.stopping:
-            raise NotReadyError("the server is stopping")
-        if place.problem:
-            raise BundleError(place.problem)
-        return self._store.open(place.folder)
 
     def _serve(self, place: Place, guard: Guard, identity: tuple[object, ...]) -> None:
         """Put a guard in the place of what serves a version, in one step."""
@@ -219,34 +208,13 @@ class Repository:
         version, slot.serving = slot.serving, None
         if version is not None:
             self._retired.add(version)
-            self._start(self._close(version))
+            self._background.start(self._close(version))
 
     async def _close(self, version: ServedVersion) -> None:
         await version.close_when_unused()
         self._retired.discard(version)
         if version.label not in {served.label for served in self.models.served()}:
             self._metrics.remove_model(version.label)
-
-    async def _in_turn(self, change: Coroutine[Any, Any, None]) -> None:
-        """Make one change at a time, to its end even if whoever asked for it leaves."""
-
-        async def make() -> None:
-            async with self._turn:
-                await change
-
-        await asyncio.shield(self._start(make()))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            # Looked at here, because whoever asked may have left.
-            task.exception()
 
     async def _places(self) -> Sequence[Place]:
         return await asyncio.to_thread(self._store.places) if self._store else ()

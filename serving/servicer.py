@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,11 +20,10 @@ from serving.codec import (
     stated_rows,
 )
 from serving.endpoint import Served
-from serving.errors import UnsupportedError
 from serving.events import Account, Observers
 from serving.metrics import UNKNOWN, Metrics
-from serving.models import State
 from serving.repository import Repository
+from serving.repository_calls import load_model, repository_index, unload_model
 from serving.statistics import Timing
 from serving.status import status_code
 from serving.versions import ServedVersion
@@ -37,8 +36,6 @@ EXTENSIONS = ("model_configuration", "model_repository", "statistics")
 """Triton's names for what is offered beyond the protocol's own six calls."""
 
 _PLATFORM = "onnxruntime_onnx"
-_IGNORED = ("unload_dependents",)
-"""Parameters of a load or unload that change nothing here: no model depends on another."""
 _TRANSIT_S = 0.05
 """A caller's deadline passes before the server's, which begins with the request's arrival."""
 
@@ -90,9 +87,9 @@ class Servicer:
             "ModelMetadata": Rpc(pb.ModelMetadataRequest, _at_once(self.model_metadata)),
             "ModelConfig": Rpc(pb.ModelConfigRequest, _at_once(self.model_config)),
             "ModelStatistics": Rpc(pb.ModelStatisticsRequest, _at_once(self.model_statistics)),
-            "RepositoryIndex": Rpc(pb.RepositoryIndexRequest, _at_once(self.repository_index)),
-            "RepositoryModelLoad": Rpc(pb.RepositoryModelLoadRequest, self.repository_model_load),
-            "RepositoryModelUnload": Rpc(pb.RepositoryModelUnloadRequest, self.repository_model_unload),
+            "RepositoryIndex": Rpc(pb.RepositoryIndexRequest, _at_once(partial(repository_index, self._models))),
+            "RepositoryModelLoad": Rpc(pb.RepositoryModelLoadRequest, partial(load_model, self._repository)),
+            "RepositoryModelUnload": Rpc(pb.RepositoryModelUnloadRequest, partial(unload_model, self._repository)),
             "ModelInfer": Rpc(pb.ModelInferRequest, self.model_infer),
         }
 
@@ -142,42 +139,6 @@ class Servicer:
             self._models.find(request.name, request.version)
         stats = [model_statistics(each.model, version=each.version, statistics=each.statistics) for each in found]
         return pb.ModelStatisticsResponse(model_stats=stats)
-
-    def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        """List every version of every model, its state, and why it is not what lies on the disk where that is so.
-
-        Raises:
-            UnsupportedError: A repository is named; there is but the one.
-        """
-        _check_repository(request.repository_name)
-        entries = [
-            pb.RepositoryIndexResponse.ModelIndex(name=e.model, version=e.version, state=e.state.value, reason=e.reason)
-            for e in self._models.index()
-            if e.state is State.READY or not request.ready
-        ]
-        return pb.RepositoryIndexResponse(models=entries)
-
-    async def repository_model_load(
-        self, request: pb.RepositoryModelLoadRequest, _: float | None = None
-    ) -> pb.RepositoryModelLoadResponse:
-        """Load or reload a model (raises as Repository.load does).
-
-        Raises:
-            UnsupportedError: The request brings its own configuration or files.
-        """
-        _check_repository(request.repository_name)
-        _check_parameters(request.parameters)
-        await self._repository.load(request.model_name)
-        return pb.RepositoryModelLoadResponse()
-
-    async def repository_model_unload(
-        self, request: pb.RepositoryModelUnloadRequest, _: float | None = None
-    ) -> pb.RepositoryModelUnloadResponse:
-        """Unload a model (raises as Repository.unload does)."""
-        _check_repository(request.repository_name)
-        _check_parameters(request.parameters)
-        await self._repository.unload(request.model_name)
-        return pb.RepositoryModelUnloadResponse()
 
     async def model_infer(self, request: pb.ModelInferRequest, deadline: float | None = None) -> pb.ModelInferResponse:
         """Answer an inference request and account for it.
@@ -259,15 +220,3 @@ def _response(
         response.parameters["guard_n_flagged"].int64_param = served.n_flagged
     add_outputs(response, {name: served.tensors[name] for name in names})
     return response
-
-
-def _check_repository(name: str) -> None:
-    if name:
-        raise UnsupportedError("repository_name is not supported; leave it empty")
-
-
-def _check_parameters(parameters: Iterable[str]) -> None:
-    if unsupported := sorted(set(parameters) - set(_IGNORED)):
-        raise UnsupportedError(
-            f"the parameter {unsupported[0]!r} is not supported; what is served lies in the repository"
-        )

@@ -8,10 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guard.bundle import MANIFEST
+from guard.errors import BundleError
 from guard.runtime import Guard
 from serving.errors import StartError
 
-__all__ = ["FIRST_VERSION", "Place", "Store", "fingerprint", "is_model_name", "repository_store", "single_store"]
+__all__ = [
+    "FIRST_VERSION",
+    "Place",
+    "Store",
+    "fingerprint",
+    "is_model_name",
+    "open_place",
+    "repository_store",
+    "single_store",
+    "without_root",
+]
 
 FIRST_VERSION = "1"
 """The version of a bundle that has no folder of versions round it."""
@@ -67,6 +78,23 @@ def single_store(folder: Path, model: str, open_bundle: Callable[[Path], Guard])
     """Return the store of one bundle."""
     place = Place(model=model, version=FIRST_VERSION, label=model, folder=folder)
     return Store(root=folder, places=lambda: (place,), open=open_bundle)
+
+
+def open_place(store: Store, place: Place) -> Guard:
+    """Return the guard of the bundle that lies in a place.
+
+    Raises:
+        BundleError: It is not to be trusted, or known already not to be there.
+        ModelError: onnxruntime refuses a model.
+    """
+    if place.problem:
+        raise BundleError(place.problem)
+    return store.open(place.folder)
+
+
+def without_root(store: Store, text: str) -> str:
+    """Return what clients may know of an error: not where on the machine the store is."""
+    return text.replace(f"{store.root}/", "")
 
 
 def is_model_name(name: str) -> bool:

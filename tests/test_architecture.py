@@ -26,7 +26,7 @@ GUARD_IN_ORDER = (
 """Low to high: a module imports from lower layers only, never from its own."""
 
 PROTOBUF_MESSAGES = {
-    "alongside", "codec", "descriptions", "exchange", "front", "interceptor", "relayed_calls",
+    "alongside", "codec", "descriptions", "exchange", "front", "interceptor", "relayed_calls", "repository_calls",
     "rest_codec", "server", "servicer",
 }  # fmt: skip
 """The modules of serving that see the protocol's messages."""
