@@ -113,7 +113,8 @@ class Monitor:
         self._class_cuts = _class_cuts(reference, ranks, n_classes)
         self._middle = _Middle(reference.scores)
         shares = _FIRST * _NEXT ** np.arange(len(ranks))
-        bounds, class_bounds = (_bounds(n, ranks, misses=shares * _MISS / split) for split in (1, n_classes))
+        # Classes of few clean scores refer to the cuts of all, which are one more event that is to be bounded.
+        bounds, class_bounds = (_bounds(n, ranks, misses=shares * _MISS / split) for split in (1, n_classes + 1))
         self._bets = Bets(bounds, shares, times=_TIMES)
         self._class_bets = Bets(class_bounds, shares, times=_TIMES, n_streams=n_classes)
         self._drift_bets = Bets(self._middle.bounds, np.array([0.5, 0.5]), times=_TIMES_OF_HALVES)
