@@ -147,7 +147,9 @@ def run_tool(module: str, *arguments: str) -> None:
 @contextmanager
 def serving(bundle: Path) -> Iterator[tuple[str, str]]:
     """Serve a bundle on free ports, and stop cleanly; yields the gRPC address and the URL of the metrics."""
-    command = [sys.executable, "-m", "serving", str(bundle), "--port", "0", "--metrics-port", "0"]
+    # At the level info the log has a line for each flagged request.
+    command = [sys.executable, "-m", "serving", str(bundle), "--port", "0", "--metrics-port", "0",
+               "--log-level", "warning"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
