@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from guard.bundle import ORIGINAL
 
-__all__ = ["MAX_BATCH", "MODEL", "Server", "mlserver", "ours", "pytriton", "started"]
+__all__ = ["MAX_BATCH", "MODEL", "Server", "cpu_s", "mlserver", "ours", "pytriton", "started"]
 
 MODEL = "m"
 MAX_BATCH = 64
@@ -161,8 +161,8 @@ def pytriton(bundle: Path, out: Path) -> Server:
 
 
 @contextmanager
-def started(server: Server, log: Path) -> Iterator[Server]:
-    """Run a server in a process group of its own for as long as the block lasts; its words go to the log."""
+def started(server: Server, log: Path) -> Iterator[int]:
+    """Run a server in a session of its own for as long as the block lasts, and give its process."""
     with (
         log.open("w") as words,
         subprocess.Popen(
@@ -176,13 +176,24 @@ def started(server: Server, log: Path) -> Iterator[Server]:
     ):
         try:
             _wait_until_ready(server, process, log)
-            yield server
+            yield process.pid
         finally:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def cpu_s(session: int) -> float:
+    """Return the processor seconds that the processes of a session have used."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.models import write_resnet18
-from benchmarks.peers import MAX_BATCH, MODEL, Server, mlserver, ours, pytriton, started
+from benchmarks.peers import MAX_BATCH, MODEL, Server, cpu_s, mlserver, ours, pytriton, started
 from benchmarks.serving_cost import fitted_bundle
 
 __all__ = ["measure"]
@@ -26,9 +26,10 @@ LOAD = 0.7
 
 @dataclass(slots=True)
 class _Seen:
-    """What one server did: answers per second of each round, and seconds per answer of all."""
+    """What one server did: answers per second, processor seconds per answer (both by rounds), seconds per answer."""
 
     rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     closed: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
     poisson: list[float] = field(default_factory=list)
@@ -52,31 +53,34 @@ def measure(out: Path, *, seconds: float = SECONDS, rounds: int = ROUNDS, peers:
         " turn; servers and client share the cores."
     )
     seen = _all_seen(servers, out, seconds=seconds, rounds=rounds)
-    yield from _table(seen)
+    yield from _closed(seen)
     yield from _goals(seen)
+    yield from _poisson(seen)
 
 
 def _all_seen(servers: Sequence[Server], out: Path, *, seconds: float, rounds: int) -> Mapping[str, _Seen]:
     seen = {server.name: _Seen() for server in servers}
     with ExitStack() as stack:
-        for number, server in enumerate(servers):
-            stack.enter_context(started(server, out / f"server-{number}.log"))
+        logs = {server.name: out / f"server-{number}.log" for number, server in enumerate(servers)}
+        processes = {server.name: stack.enter_context(started(server, logs[server.name])) for server in servers}
         for server in servers:
             _answers(server, WARM_UP_S, seed=0, callers=N_CALLERS)
         for number in range(1, rounds + 1):
-            # Each server is first in turn, so that none always follows the same one.
             for server in _turned(servers, number):
-                _observe(seen[server.name], server, seconds, seed=number)
+                _observe(seen[server.name], server, processes[server.name], seconds, seed=number)
     return seen
 
 
 def _turned(servers: Sequence[Server], number: int) -> Sequence[Server]:
+    """Return the servers with another one first, so that none has the quiet start of every round."""
     start = number % len(servers)
     return [*servers[start:], *servers[:start]]
 
 
-def _observe(seen: _Seen, server: Server, seconds: float, *, seed: int) -> None:
+def _observe(seen: _Seen, server: Server, process: int, seconds: float, *, seed: int) -> None:
+    before = cpu_s(process)
     closed = _answers(server, seconds, seed=seed, callers=N_CALLERS)
+    seen.cpu.append((cpu_s(process) - before) / len(closed))
     seen.rates.append(len(closed) / seconds)
     seen.closed += closed
     seen.alone += _answers(server, seconds / 4, seed=seed, callers=1)
@@ -97,16 +101,21 @@ def _answers(server: Server, seconds: float, *, seed: int, **load: float) -> lis
     return answers
 
 
-def _table(seen: Mapping[str, _Seen]) -> Iterator[str]:
-    yield "\n| server | requests/s, each round | p50, ms | p99 | one caller: p50 | Poisson: p50 | p99 | p99 / p50 | n |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+def _closed(seen: Mapping[str, _Seen]) -> Iterator[str]:
+    yield "\n| closed loop | requests/s, each round | processor ms per request | p50, ms | p99 | n | one caller: p50 |"
+    yield "|---|---|---|---|---|---|---|"
     for name, found in seen.items():
-        closed, alone, poisson = (_percentiles_ms(each) for each in (found.closed, found.alone, found.poisson))
-        rates = ", ".join(f"{rate:.0f}" for rate in found.rates)
-        yield (
-            f"| {name} | {rates} | {closed[0]:.1f} | {closed[1]:.1f} | {alone[0]:.1f} | {poisson[0]:.1f} |"
-            f" {poisson[1]:.1f} | {poisson[1] / poisson[0]:.1f} | {len(found.closed)}, {len(found.poisson)} |"
-        )
+        (p50, p99), (alone, _) = _percentiles_ms(found.closed), _percentiles_ms(found.alone)
+        rates, cpu = ", ".join(f"{rate:.0f}" for rate in found.rates), 1000 * np.median(found.cpu)
+        yield f"| {name} | {rates} | {cpu:.1f} | {p50:.1f} | {p99:.1f} | {len(found.closed)} | {alone:.1f} |"
+
+
+def _poisson(seen: Mapping[str, _Seen]) -> Iterator[str]:
+    yield "\n| Poisson | p50, ms | p99 | p99 / p50 | n |"
+    yield "|---|---|---|---|---|"
+    for name, found in seen.items():
+        p50, p99 = _percentiles_ms(found.poisson)
+        yield f"| {name} | {p50:.1f} | {p99:.1f} | {p99 / p50:.1f} | {len(found.poisson)} |"
 
 
 def _percentiles_ms(latencies: Sequence[float]) -> tuple[float, float]:
@@ -115,10 +124,11 @@ def _percentiles_ms(latencies: Sequence[float]) -> tuple[float, float]:
 
 
 def _goals(seen: Mapping[str, _Seen]) -> Iterator[str]:
-    """Yield throughput over that of others: the median over rounds, in each of which both ran."""
+    """Yield throughput and processor time over those of others: medians over rounds, in each of which both ran."""
     guarded, *others = seen.items()
-    yield "\n| guarded throughput over | median over rounds | each round |"
-    yield "|---|---|---|"
+    yield "\n| guarded over | throughput | each round | processor time per request |"
+    yield "|---|---|---|---|"
     for name, other in others:
-        ratios = [a / b for a, b in zip(guarded[1].rates, other.rates, strict=True)]
-        yield f"| {name} | {np.median(ratios):.2f} | {', '.join(f'{ratio:.2f}' for ratio in ratios)} |"
+        rates, cpu = (np.divide(getattr(guarded[1], of), getattr(other, of)) for of in ("rates", "cpu"))
+        rounds = ", ".join(f"{ratio:.2f}" for ratio in rates)
+        yield f"| {name} | {np.median(rates):.2f} | {rounds} | {np.median(cpu):.2f} |"

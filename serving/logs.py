@@ -93,6 +93,7 @@ def logging_to(stream: TextIO, *, program: str, form: LogFormat, level: LogLevel
     own = [logging.getLogger(name) for name in ("guard", "serving")]
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Json() if form is LogFormat.JSON else _Text(program))
+    handler.addFilter(_is_news)
     root.addHandler(handler)
     for logger in own:
         logger.setLevel(level.upper())
@@ -102,6 +103,11 @@ def logging_to(stream: TextIO, *, program: str, form: LogFormat, level: LogLevel
         root.removeHandler(handler)
         for logger in own:
             logger.setLevel(logging.NOTSET)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out, with its stack trace, that an answer found its call over: gRPC's word for a deadline just past."""
+    return not record.exc_info or type(record.exc_info[1]).__name__ != "ExecuteBatchError"
 
 
 class _Text(logging.Formatter):

@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from bundles import CLEAN, TRIGGERED
+from grpc._cython.cygrpc import ExecuteBatchError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import GatedModel, infer_request, live, tiny_guard
@@ -185,3 +186,11 @@ def test_nothing_of_what_a_client_sends_is_written(server, rows, datatype, typed
     text = logged(ask, level=LogLevel.DEBUG) + logged(ask, form=LogFormat.TEXT, level=LogLevel.DEBUG)
     assert "request_id" in text
     assert not any(sign in text for sign in ("13.0625", "marker", "QA", "NaN", "nan"))
+
+
+@pytest.mark.parametrize(("error", "told"), [(ExecuteBatchError, False), (RuntimeError, True)])
+def test_an_answer_that_comes_just_after_its_deadline_is_no_error_of_the_server(error, told):
+    def fail():
+        logging.getLogger("grpc._cython.cygrpc").error("raised in core by servicer method", exc_info=error("batch"))
+
+    assert ("raised in core" in logged(fail)) is told
