@@ -48,7 +48,7 @@ class Health:
         """Answer once; an unknown name is NOT_FOUND, as the health protocol has it."""
         if request.service not in self._ready:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service; the empty name is the whole server")
-        return self._response(request.service)
+        return self.response(request.service)
 
     async def watch(
         self, request: health_pb2.HealthCheckRequest, _: grpc.aio.ServicerContext
@@ -57,7 +57,7 @@ class Health:
         said = None
         while True:
             changed, draining = self._changed, self._draining
-            response = self._response(request.service)
+            response = self.response(request.service)
             if response != said:
                 said = response
                 yield response
@@ -65,13 +65,14 @@ class Health:
                 return
             await changed.wait()
 
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    def _response(self, service: str) -> health_pb2.HealthCheckResponse:
+    def response(self, service: str) -> health_pb2.HealthCheckResponse:
+        """Return what a watcher of this name is told now."""
         if service not in self._ready:
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
         if self._ready[service] and not self._draining:
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

@@ -23,7 +23,7 @@ from serving.config import Limits, ServerConfig
 from serving.server import Running, serve
 from serving.store import Store
 
-__all__ = ["TIMEOUT_S", "GatedModel", "Live", "channel_to", "infer_request", "live", "tensors", "tiny_guard",
+__all__ = ["TIMEOUT_S", "Client", "GatedModel", "Live", "channel_to", "infer_request", "live", "tensors", "tiny_guard",
            "wait_for"]  # fmt: skip
 
 SERVICE = "inference.GRPCInferenceService"
@@ -58,14 +58,10 @@ def tiny_guard(original=None, bounded=None) -> Guard:
 
 
 @dataclass(frozen=True)
-class Live:
-    """A running server, seen from a client."""
+class Client:
+    """A channel to a server, in this process or another."""
 
-    running: Running
     channel: grpc.Channel
-    registry: CollectorRegistry
-    stop: threading.Event
-    loop: asyncio.AbstractEventLoop
 
     def rpc(self, name: str) -> grpc.UnaryUnaryMultiCallable:
         """Return a callable for one of the protocol's calls."""
@@ -90,6 +86,16 @@ class Live:
         except grpc.RpcError as error:
             return error.code(), error.details()
         raise AssertionError(f"answered {answer}")
+
+
+@dataclass(frozen=True)
+class Live(Client):
+    """A server of this process, seen from a client."""
+
+    running: Running
+    registry: CollectorRegistry
+    stop: threading.Event
+    loop: asyncio.AbstractEventLoop
 
     def reload(self) -> None:
         """Serve what lies in the store now."""

@@ -15,7 +15,7 @@ THIRD_PARTY = {
     "guard": {"numpy", "onnxruntime"},
     "calibrate": {"guard", "numpy", "onnxruntime", "onnx", "torch", "PIL", "matplotlib", "google.protobuf"},
     "serving": {"guard", "numpy", "ml_dtypes", "grpc", "grpc_health", "grpc_reflection", "google.protobuf",
-                "prometheus_client", "aiohttp", "opentelemetry"},
+                "prometheus_client", "aiohttp", "opentelemetry", "ray"},
 }  # fmt: skip
 
 GUARD_IN_ORDER = (
@@ -28,6 +28,7 @@ GUARD_IN_ORDER = (
 PROTOBUF_MESSAGES = {
     "alongside", "codec", "descriptions", "exchange", "front", "interceptor", "relayed_calls", "repository_calls",
     "rest_codec", "server", "servicer",
+    "ray_app",
 }  # fmt: skip
 """The modules of serving that see the protocol's messages."""
 
@@ -83,7 +84,7 @@ def test_only_the_edge_of_serving_sees_the_protocols_messages():
     ("module", "absent"),
     [
         ("guard", {"torch", "onnx", "grpc", "google.protobuf", "prometheus_client", "calibrate", "serving"}),
-        ("serving.__main__", {"torch", "onnx", "PIL", "matplotlib", "calibrate", "aiohttp", "opentelemetry"}),
+        ("serving.__main__", {"torch", "onnx", "PIL", "matplotlib", "calibrate", "aiohttp", "opentelemetry", "ray"}),
     ],
 )
 def test_what_runs_online_loads_nothing_of_what_calibrates(module, absent):
