@@ -4,9 +4,10 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import partial
+from typing import Any
 
 from guard.errors import GuardError
 from guard.runtime import Guard
@@ -62,11 +63,26 @@ async def _serve_until_told(guard: Guard | None, config: ServerConfig, store: St
         # Without it, on Windows, interrupting the program ends it without a drain.
         with suppress(NotImplementedError, AttributeError):
             loop.add_signal_handler(getattr(signal, name), told.set)
-    async with serve(guard, config, store=store, tracer=tracer) as running:
+    async with AsyncExitStack() as stack:
+        server = serve(guard, config, store=store, tracer=tracer)
+        if (running := await _unless_told(stop, stack.enter_async_context(server))) is None:
+            return
         print(_describe(running, config), flush=True)
         reloading = asyncio.create_task(_reload_when_told(running, hang_up))
         await stop.wait()
         reloading.cancel()
+
+
+async def _unless_told(stop: asyncio.Event, starting: Coroutine[Any, Any, Running]) -> Running | None:
+    """Return the server once it serves; None: it was told to stop before, and has."""
+    start, told = asyncio.create_task(starting), asyncio.create_task(stop.wait())
+    await asyncio.wait((start, told), return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if start.done():
+        return start.result()
+    start.cancel()
+    await asyncio.wait((start,))
+    return None
 
 
 async def _reload_when_told(running: Running, told: asyncio.Event) -> None:

@@ -1,5 +1,7 @@
 """guard-serve --repository as a process of its own: told by a signal to serve what lies there now."""
 
+import asyncio
+import os
 import re
 import signal
 import subprocess
@@ -11,8 +13,12 @@ import pytest
 from bundles import CLEAN, shifted_bundle
 from servers import SERVICE, TIMEOUT_S, infer_request, tensors
 
+from guard import Guard
 from guard.bundle import BOUNDED
+from serving.__main__ import _serve_until_told
 from serving._pb import open_inference_pb2 as pb
+from serving.config import ServerConfig
+from serving.store import repository_store
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,3 +67,18 @@ def test_a_hang_up_brings_new_bundles_and_a_bad_one_changes_nothing(serving, roo
     assert (serving.returncode, said) == (0, "")
     assert "dogs/bounded.onnx is not the file that was saved" in logged
     assert "Traceback" not in logged
+
+
+def test_a_server_that_is_told_to_stop_while_it_loads_leaves_the_rest(tmp_path):
+    for number in range(1, 51):
+        shifted_bundle(tmp_path / "cats" / str(number), number)
+    folders = []
+
+    def opened(folder):
+        folders.append(folder)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Guard.load(folder, threads=1)
+
+    config = ServerConfig(port=0, metrics_port=0)
+    asyncio.run(_serve_until_told(None, config, repository_store(tmp_path, opened), None))
+    assert 0 < len(folders) < 50
