@@ -29,6 +29,8 @@ __all__ = ["Repository"]
 
 _logger = logging.getLogger(__name__)
 
+_UNLOADED = "unloaded"
+
 
 class Repository:
     """Changes which models a server has; used from one event loop. ``models`` is what it has.
@@ -119,7 +121,10 @@ class Repository:
         for model in set(self.models.names) - held:
             self._release(model, self.models.versions(model))
         for place in places:
-            self.models.slot(place.model, place.version).opening = place.model not in self.models.unloaded
+            slot = self.models.slot(place.model, place.version)
+            slot.opening = place.model not in self.models.unloaded
+            if not slot.opening:
+                slot.reason = _UNLOADED
         for model in sorted(held - self.models.unloaded):
             await self._bring(model, [place for place in places if place.model == model])
 
@@ -140,7 +145,7 @@ class Repository:
         self.models.unloaded.add(model)
         for slot in slots.values():
             self._retire(slot)
-            slot.reason, slot.opening = "unloaded", False
+            slot.reason, slot.opening = _UNLOADED, False
         self._on_change(self.models)
 
     async def _bring(self, model: str, places: Sequence[Place]) -> None:
