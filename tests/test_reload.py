@@ -1,8 +1,10 @@
 """A bundle takes another's place while requests run: none is lost, and a bad one takes nobody's place."""
 
+import gc
 import os
 import shutil
 import threading
+import weakref
 from dataclasses import replace
 
 import grpc
@@ -117,6 +119,30 @@ def test_a_request_that_has_begun_is_finished_after_its_model_is_unloaded(root):
         assert server.refuses(infer_request(CLEAN, model="m"))[0] == Code.UNAVAILABLE
         gate.open.set()
         assert shift(begun.result()) == 0
+
+
+def n_workers():
+    """Return how many threads run models."""
+    return sum(thread.name.startswith("guard") for thread in threading.enumerate())
+
+
+def test_the_earlier_bundle_is_let_go_of_with_its_memory_and_threads(root):
+    guards = []
+
+    def watched(folder):
+        guard = opened(folder)
+        guards.append(weakref.ref(guard))
+        return guard
+
+    with live(store=repository_store(root, watched)) as server:
+        ask(server)
+        before = n_workers()
+        for new in range(1, 4):
+            shifted_bundle(root / "m" / "1", new)
+            server.reload()
+            ask(server)
+        wait_for(lambda: gc.collect() >= 0 and [guard() is None for guard in guards] == [True] * 3 + [False])
+        wait_for(lambda: n_workers() == before)
 
 
 def test_what_has_not_changed_is_not_opened_again(root):
