@@ -93,8 +93,8 @@ class Alongside:
         """Whether new requests are refused."""
         return self._turns.stopping
 
-    async def drain(self, timeout_s: float) -> None:
-        """Refuse new requests and wait until none is in flight, or the time is up."""
+    async def drain(self, timeout_s: float | None) -> None:
+        """Refuse new requests and wait until none is in flight, or the time is up; None: it never is."""
         await self._turns.drain(timeout_s)
 
     async def close(self) -> None:

@@ -1,7 +1,8 @@
 """What is behind a server's port: models of its own, or another server whose answers are guarded."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 
@@ -68,7 +69,14 @@ def open_behind(
     """
     if config.upstream:
         return _upstream(
-            guard, config, config.upstream, metrics=metrics, health=health, clock=clock, observers=observers
+            guard,
+            config,
+            config.upstream,
+            store=store,
+            metrics=metrics,
+            health=health,
+            clock=clock,
+            observers=observers,
         )
     repository = Repository(
         config, metrics=metrics, store=store, on_change=partial(_tell, health), clock=clock, observers=observers
@@ -94,6 +102,7 @@ def _upstream(
     config: ServerConfig,
     settings: UpstreamSettings,
     *,
+    store: Store | None,
     metrics: Metrics,
     health: Health,
     clock: Callable[[], float],
@@ -101,30 +110,46 @@ def _upstream(
 ) -> Behind:
     if guard is None:
         raise StartError("in front of an upstream one model is guarded; give its bundle, DIR, and not --repository")
-    upstream = Upstream(settings.address, clock=clock)
-    theirs = settings.model or served_name(guard.manifest, config)
-    guarded = Alongside(
-        guard,
-        config,
-        theirs=theirs,
-        fail=settings.fail,
+    name = served_name(guard.manifest, config)
+
+    def guarded(guard: Guard) -> Alongside:
+        return Alongside(
+            guard,
+            replace(config, model_name=name),
+            theirs=settings.model or name,
+            fail=settings.fail,
+            metrics=metrics,
+            clock=clock,
+            on_flagged=observers.on_flagged,
+        )
+
+    front = Front(
+        Upstream(settings.address, clock=clock),
+        guarded(guard),
         metrics=metrics,
+        # A token that lets clients in here is nobody's business there.
+        dropped=("authorization",) if config.security.token_file else (),
         clock=clock,
-        on_flagged=observers.on_flagged,
+        observers=observers,
+        on_reachable=lambda reachable: health.set({"": True, SERVICE: reachable, name: reachable}),
     )
-    # A token that lets clients in here is nobody's business there.
-    dropped = ("authorization",) if config.security.token_file else ()
-    front = Front(upstream, guarded, metrics=metrics, clock=clock, dropped=dropped, observers=observers)
-    health.set(dict.fromkeys(("", SERVICE, guarded.name), True))
     return Behind(
         handler=front,
         rpcs=rpcs_of(front.answers),
-        begin=_nothing,
+        begin=front.begin,
         index=front.index,
-        reload=_unsupported,
+        reload=partial(_reload, front, guarded, store),
         drain=front.drain,
         close=front.close,
     )
+
+
+async def _reload(front: Front, guarded: Callable[[Guard], Alongside], store: Store | None) -> None:
+    """Guard with the bundle that lies there now, if it is good."""
+    if store is None:
+        raise UnsupportedError("this server was not told where its bundle lies; start it again")
+    (place,) = store.places()
+    front.put(guarded(await asyncio.to_thread(store.open, place.folder)))
 
 
 async def _fill(repository: Repository) -> None:
@@ -139,7 +164,3 @@ def _tell(health: Health, models: Models) -> None:
 
 async def _nothing() -> None:
     pass
-
-
-async def _unsupported() -> None:
-    raise UnsupportedError("in front of an upstream the bundle is read at the start; start the server again")

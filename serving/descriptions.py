@@ -32,11 +32,12 @@ class Descriptions:
 
     Args:
         upstream: Runs the model.
-        guarded: Guards it.
+        guarded: Guards it; may be replaced.
     """
 
     def __init__(self, upstream: Upstream, guarded: Alongside) -> None:
-        self._upstream, self._guarded = upstream, guarded
+        self.guarded = guarded
+        self._upstream = upstream
         self._theirs = guarded.theirs or guarded.name
 
     def answers(self) -> Mapping[str, Answer]:
@@ -63,7 +64,7 @@ class Descriptions:
     async def model_ready(self, content: bytes, caller: Caller) -> Reply:
         """Say whether both servers take requests for a model; one that is not guarded here takes none."""
         request = parse(pb.ModelReadyRequest, content)
-        if request.name != self._guarded.name:
+        if request.name != self.guarded.name:
             return _NOT_READY
         return await self._ready("ModelReady", self._for_theirs(request), pb.ModelReadyResponse, caller)
 
@@ -71,16 +72,16 @@ class Descriptions:
         """Say what the upstream says of the model, and which outputs the guard adds."""
         request = self._for_theirs(parse(pb.ModelMetadataRequest, content))
         reply, response = await ask(self._upstream, "ModelMetadata", request, pb.ModelMetadataResponse, caller)
-        response.name = self._guarded.name
-        add_to_metadata(response, self._guarded.added, self._guarded.withheld)
+        response.name = self.guarded.name
+        add_to_metadata(response, self.guarded.added, self.guarded.withheld)
         return replace(reply, content=response.SerializeToString())
 
     async def model_config(self, content: bytes, caller: Caller) -> Reply:
         """Say the same in Triton's terms."""
         request = self._for_theirs(parse(pb.ModelConfigRequest, content))
         reply, response = await ask(self._upstream, "ModelConfig", request, pb.ModelConfigResponse, caller)
-        response.config.name = self._guarded.name
-        add_to_config(response.config, self._guarded.added, self._guarded.withheld)
+        response.config.name = self.guarded.name
+        add_to_config(response.config, self.guarded.added, self.guarded.withheld)
         return replace(reply, content=response.SerializeToString())
 
     async def model_statistics(self, content: bytes, caller: Caller) -> Reply:
@@ -103,17 +104,17 @@ class Descriptions:
             if error.code not in _AWAY:
                 raise
             return _NOT_READY
-        return _NOT_READY if self._guarded.stopping else replace(reply, content=theirs.SerializeToString())
+        return _NOT_READY if self.guarded.stopping else replace(reply, content=theirs.SerializeToString())
 
     def _for_theirs(self, request: Q) -> Q:
-        check_name(request.name, self._guarded)
+        check_name(request.name, self.guarded)
         request.name = self._theirs
         return request
 
     def _renamed(self, response: Message, entries: Iterable[Any]) -> bytes:
         for entry in entries:
             if entry.name == self._theirs:
-                entry.name = self._guarded.name
+                entry.name = self.guarded.name
         return response.SerializeToString()
 
 

@@ -3,10 +3,11 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -48,6 +49,7 @@ class Front:
         dropped: Keys of metadata that are meant for this server alone.
         clock: Seconds, only ever growing.
         observers: Told of every inference request that ended.
+        on_reachable: Told whether there is a connection to the upstream whenever that may have changed.
     """
 
     def __init__(
@@ -59,13 +61,17 @@ class Front:
         dropped: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
         observers: Observers = Observers(),  # noqa: B008 - a value
+        on_reachable: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        self._upstream, self._guarded, self._metrics = upstream, guarded, metrics
+        self._upstream, self._metrics = upstream, metrics
         self._caller = partial(caller_of, clock=clock, dropped=dropped)
         self._clock, self._observers = clock, observers
         self.name = guarded.name
-        descriptions = Descriptions(upstream, guarded)
-        self.answers: Mapping[str, Answer] = {**descriptions.answers(), "ModelInfer": self.model_infer}
+        self._descriptions = Descriptions(upstream, guarded)
+        self.answers: Mapping[str, Answer] = {**self._descriptions.answers(), "ModelInfer": self.model_infer}
+        self._retired: set[Alongside] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._on_reachable = on_reachable
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return what serves a call; None: nothing does."""
@@ -84,14 +90,45 @@ class Front:
         """Return the one model, whose versions are the upstream's."""
         return [IndexEntry(model=self.name, version="", state=State.READY, reason="")]
 
+    async def begin(self) -> None:
+        """Connect to the upstream, and again whenever the connection is lost; it need not be there yet."""
+        self._start(self._watch())
+
+    def put(self, guarded: Alongside) -> None:
+        """Guard with another bundle from now on; requests that the one before has begun it finishes."""
+        before, self._descriptions.guarded = self._guarded, guarded
+        self._retired.add(before)
+        self._start(self._retire(before))
+
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests for the model and wait until none is in flight, or the time is up."""
-        await self._guarded.drain(timeout_s)
+        await asyncio.gather(*(guarded.drain(timeout_s) for guarded in (self._guarded, *self._retired)))
 
     async def close(self) -> None:
         """End the guard's workers and the connection to the upstream."""
-        await self._guarded.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(guarded.close() for guarded in (self._guarded, *self._retired)))
         await self._upstream.close()
+
+    @property
+    def _guarded(self) -> Alongside:
+        return self._descriptions.guarded
+
+    async def _watch(self) -> None:
+        async for reachable in self._upstream.reachable():
+            self._on_reachable(reachable)
+
+    async def _retire(self, guarded: Alongside) -> None:
+        await guarded.drain(None)
+        await guarded.close()
+        self._retired.discard(guarded)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def model_infer(self, content: bytes, caller: Caller) -> Reply:
         """Answer an inference request with the upstream's answer, guarded, and account for it."""

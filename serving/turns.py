@@ -87,8 +87,8 @@ class Turns:
         running.add_done_callback(lambda _: self._free.release())
         return await asyncio.shield(running)
 
-    async def drain(self, timeout_s: float) -> None:
-        """Refuse new requests and wait until none has a place, or the time is up."""
+    async def drain(self, timeout_s: float | None) -> None:
+        """Refuse new requests and wait until none has a place, or the time is up; None: it never is."""
         self._stopping = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)

@@ -118,6 +118,13 @@ class Upstream:
         finally:
             call.cancel()
 
+    async def reachable(self) -> AsyncIterator[bool]:
+        """Say whether there is a connection, now and whenever that may have changed, and keep on making one."""
+        while True:
+            state = self._channel.get_state(try_to_connect=True)
+            yield state is grpc.ChannelConnectivity.READY
+            await self._channel.wait_for_state_change(state)
+
     async def close(self) -> None:
         """Close the connection, and cancel what is still under way."""
         await self._channel.close()
