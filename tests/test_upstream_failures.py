@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from bundles import CLEAN, TRIGGERED
 from detectors import detecting_bundle
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard, wait_for
 from upstreams import Plain, plain, relu
 
@@ -114,7 +115,10 @@ def test_a_drain_lets_requests_finish_that_wait_for_the_upstream():
         begun = server.rpc("ModelInfer").future(infer_request(CLEAN), timeout=TIMEOUT_S)
         assert upstream.began.acquire(timeout=TIMEOUT_S)
         server.stop.set()
-        wait_for(lambda: "stopping" in server.refuses(infer_request(CLEAN))[1])
+        check = health_pb2_grpc.HealthStub(server.channel).Check
+        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+        wait_for(lambda: check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S).status == not_serving)
+        assert "stopping" in server.refuses(infer_request(CLEAN))[1]
         upstream.open.set()
         assert tensors(begun.result())["y"] == CLEAN.tolist()
 
