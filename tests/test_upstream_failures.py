@@ -53,9 +53,10 @@ def test_an_upstream_that_dies_within_a_request_loses_that_one_and_no_other():
     upstream = Plain()
     with live(upstream=start_elsewhere(upstream)) as server:
         with plain(upstream):
+            wait_for(lambda: answers(server))
             upstream.open.clear()
             lost = server.rpc("ModelInfer").future(infer_request(CLEAN), timeout=TIMEOUT_S)
-            assert upstream.began.acquire(timeout=TIMEOUT_S)
+            wait_for(lambda: len(upstream.requests()) == 2)
         assert lost.exception().code() in (Code.UNAVAILABLE, Code.CANCELLED)
         assert not answers(server)
         with plain(upstream):
