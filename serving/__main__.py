@@ -28,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run guard-serve and return its exit status: 0 after a drain, 2 if it cannot start."""
     options = parse(arguments)
     form, level = LogFormat(options.log_format), LogLevel(options.log_level)
-    with logging_to(sys.stderr, program=PROGRAM, form=form, level=level):
-        try:
+    try:
+        with logging_to(sys.stderr, program=PROGRAM, form=form, level=level):
             _run(options)
-        except GuardError as error:
-            print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-            return USER_ERROR
+    except GuardError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return USER_ERROR
     return 0
 
 

@@ -85,25 +85,33 @@ class Audit:
     def __call__(self, flagged: RowsFlagged) -> None:
         """Take over the flagged rows of a request; may be called from any thread."""
         n_rows = int(flagged.verdict.flagged.sum())
-        n_bytes = n_bytes_of(flagged)
-        with self._lock:
-            fits = not self._closing and self._n_rows + n_rows <= _MOST_ROWS
-            keeps = self._n_bytes + n_bytes <= _MOST_BYTES
-            if fits:
-                self._n_rows += n_rows
-                self._n_bytes += n_bytes if keeps else 0
-        if not fits:
+        try:
+            taken = self._take(flagged, n_rows)
+        except Exception:
+            # No answer may fail for want of a record of it.
+            _logger.exception("flagged rows could not be taken over")
+            taken = False
+        if not taken:
             self._lose(flagged.model, n_rows, "more rows are flagged than can be written down")
-            return
-        self._queue.put(
-            _Waiting(
-                model=flagged.model,
-                records=list(records_of(flagged, now=self._now(), digests=not keeps)),
-                n_bytes=n_bytes if keeps else 0,
-                flagged=flagged if keeps else None,
-                left_out=() if keeps else self._left_out(flagged),
-            )
-        )
+
+    def _take(self, flagged: RowsFlagged, n_rows: int) -> bool:
+        n_bytes = n_bytes_of(flagged)
+        records = list(records_of(flagged, now=self._now()))
+        with self._lock:
+            if self._closing or (self._n_rows and self._n_rows + n_rows > _MOST_ROWS):
+                return False
+            keeps = self._n_bytes + n_bytes <= _MOST_BYTES
+            self._n_rows += n_rows
+            self._n_bytes += n_bytes if keeps else 0
+        if keeps:
+            waiting = _Waiting(model=flagged.model, records=records, n_bytes=n_bytes, flagged=flagged, left_out=())
+        else:
+            for record in records:
+                describe_inputs(record, flagged, whole=False)
+            left_out = self._left_out(flagged)
+            waiting = _Waiting(model=flagged.model, records=records, n_bytes=0, flagged=None, left_out=left_out)
+        self._queue.put(waiting)
+        return True
 
     def close(self, timeout_s: float) -> None:
         """Write what waits, without evidence, and close the file; what takes longer than the timeout is lost."""

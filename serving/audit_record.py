@@ -30,13 +30,12 @@ def n_bytes_of(flagged: RowsFlagged) -> int:
     )
 
 
-def records_of(flagged: RowsFlagged, *, now: float, digests: bool) -> Iterator[Record]:
-    """Yield a record per flagged row, with no evidence yet.
+def records_of(flagged: RowsFlagged, *, now: float) -> Iterator[Record]:
+    """Yield a record per flagged row, with neither digest nor evidence yet.
 
     Args:
         flagged: A request and its verdict.
         now: Seconds since the epoch.
-        digests: Whether to take the digest of each row now; otherwise describe_inputs does.
     """
     verdict = flagged.verdict
     time = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
@@ -48,7 +47,7 @@ def records_of(flagged: RowsFlagged, *, now: float, digests: bool) -> Iterator[R
             "version": flagged.version,
             "bundle": flagged.bundle,
             "row": row,
-            "inputs_sha256": _digest(flagged, row) if digests else None,
+            "inputs_sha256": None,
             "predicted_class": int(verdict.predicted_class[row]),
             "corrected_class": int(verdict.corrected_class[row]),
             "p_value": _finite(verdict.p_value[row]),

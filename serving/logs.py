@@ -4,9 +4,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
+from queue import Full, Queue
+from threading import Thread
 from typing import Any, TextIO
 
 from serving.events import RequestEnded
@@ -18,6 +20,11 @@ _requests = logging.getLogger("serving.requests")
 _REFUSED = frozenset({"INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED",
                       "UNAUTHENTICATED", "CANCELLED"})  # fmt: skip
 """Statuses that are the client's doing."""
+
+_MOST_LINES = 1000
+"""Lines that may wait to be written."""
+_LAST_LINES_S = 1.0
+"""Seconds that they have at the end."""
 
 _LINES_PER_S = 20.0
 _BURST = 200.0
@@ -91,7 +98,7 @@ def logging_to(stream: TextIO, *, program: str, form: LogFormat, level: LogLevel
     """
     root = logging.getLogger()
     own = [logging.getLogger(name) for name in ("guard", "serving")]
-    handler = logging.StreamHandler(stream)
+    handler = _Aside(stream)
     handler.setFormatter(_Json() if form is LogFormat.JSON else _Text(program))
     handler.addFilter(_is_news)
     root.addHandler(handler)
@@ -101,6 +108,7 @@ def logging_to(stream: TextIO, *, program: str, form: LogFormat, level: LogLevel
         yield
     finally:
         root.removeHandler(handler)
+        handler.close()
         for logger in own:
             logger.setLevel(logging.NOTSET)
 
@@ -108,6 +116,46 @@ def logging_to(stream: TextIO, *, program: str, form: LogFormat, level: LogLevel
 def _is_news(record: logging.LogRecord) -> bool:
     """Leave out, with its stack trace, that an answer found its call over: gRPC's word for a deadline just past."""
     return not record.exc_info or type(record.exc_info[1]).__name__ != "ExecuteBatchError"
+
+
+class _Aside(logging.Handler):
+    """Writes lines in a thread of its own: who reads them may be slow, or not read at all, and hold nobody up.
+
+    Lines that find the queue full are dropped, and counted with the next that does not.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: Queue[str | None] = Queue(_MOST_LINES)
+        self._n_dropped = 0
+        self._writer = Thread(target=self._write_all, name="logs", daemon=True)
+        self._writer.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._n_dropped and self._put(_told_of_dropped(self._n_dropped)):
+            self._n_dropped = 0
+        if not self._put(record):
+            self._n_dropped += 1
+
+    def _put(self, record: logging.LogRecord) -> bool:
+        try:
+            self._lines.put_nowait(self.format(record))
+        except Full:
+            return False
+        return True
+
+    def close(self) -> None:
+        with suppress(Full):
+            self._lines.put(None, timeout=_LAST_LINES_S)
+            self._writer.join(_LAST_LINES_S)
+        super().close()
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with suppress(OSError, ValueError):
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
 
 
 class _Text(logging.Formatter):
@@ -131,6 +179,11 @@ class _Json(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def _told_of_dropped(n: int) -> logging.LogRecord:
+    told = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"}
+    return logging.makeLogRecord({**told, "msg": "%d log lines were dropped: they are not read", "args": (n,)})
 
 
 def _extra(record: logging.LogRecord) -> Mapping[str, Any]:

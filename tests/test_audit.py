@@ -187,6 +187,23 @@ def test_a_disk_that_does_not_answer_holds_nobody_up_and_what_is_too_much_is_cou
     assert caplog.text.count("audit records are written again") == 1
 
 
+def test_a_request_with_more_flagged_rows_than_may_wait_is_written_where_none_waits(settings):
+    told, disk = Told(), Stuck()
+    audit = Audit(disk, settings, count=told)
+    disk.answers.set()
+    audit(many(5000))
+    assert told.wait(5000) == ["complete"] * 5000
+    audit.close(TIMEOUT_S)
+
+
+def test_what_cannot_be_written_down_raises_nothing_and_is_counted(settings):
+    told = Told()
+    audit = Audit(Stuck(), settings, count=told, now=lambda: float("inf"))
+    audit(many(2))
+    audit.close(TIMEOUT_S)
+    assert told.outcomes == ["lost", "lost"]
+
+
 def test_where_waiting_rows_take_too_much_memory_their_digests_are_kept_and_they_are_not(settings):
     told, disk = Told(), Stuck()
     audit = Audit(disk, settings, count=told)

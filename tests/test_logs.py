@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import threading
 
 import grpc
 import numpy as np
@@ -11,7 +12,7 @@ from bundles import CLEAN, TRIGGERED
 from grpc._cython.cygrpc import ExecuteBatchError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servers import GatedModel, infer_request, live, tiny_guard
+from servers import TIMEOUT_S, GatedModel, infer_request, live, tiny_guard, wait_for
 from upstreams import plain
 
 from guard.errors import ModelError
@@ -128,6 +129,43 @@ def test_an_exception_stays_within_its_line_of_json():
     line = json.loads(logged(fail))
     assert (line["message"], line["level"]) == ("it failed", "error")
     assert "\nValueError: " in line["exception"]
+
+
+class Stuck(io.StringIO):
+    """A stream that nobody reads until it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.read = threading.Event(), threading.Event()
+
+    def write(self, text):
+        self.entered.set()
+        assert self.read.wait(TIMEOUT_S)
+        return super().write(text)
+
+
+def test_lines_that_nobody_reads_hold_nobody_up_and_those_dropped_are_counted():
+    stream, logger = Stuck(), logging.getLogger("serving")
+    with logging_to(stream, program="guard-serve", form=LogFormat.TEXT, level=LogLevel.INFO):
+        logger.info("first")
+        assert stream.entered.wait(TIMEOUT_S)
+        for _ in range(1500):
+            logger.info("more")
+        stream.read.set()
+        wait_for(lambda: stream.getvalue().count("\n") == 1001)
+        logger.info("last")
+    lines = stream.getvalue().splitlines()
+    assert lines[-2:] == [
+        "guard-serve: WARNING: 500 log lines were dropped: they are not read", "guard-serve: INFO: last"
+    ]  # fmt: skip
+
+
+def test_a_stream_that_is_never_read_does_not_keep_the_program_from_ending():
+    stream = Stuck()
+    with logging_to(stream, program="guard-serve", form=LogFormat.TEXT, level=LogLevel.INFO):
+        logging.getLogger("serving").info("first")
+    assert stream.getvalue() == ""
+    stream.read.set()
 
 
 def test_when_it_ends_nothing_of_it_is_left():
