@@ -11,6 +11,7 @@ from guard.bundle import MANIFEST
 from guard.errors import BundleError
 from guard.runtime import Guard
 from serving.errors import StartError
+from serving.trial import try_out
 
 __all__ = [
     "FIRST_VERSION",
@@ -81,15 +82,17 @@ def single_store(folder: Path, model: str, open_bundle: Callable[[Path], Guard])
 
 
 def open_place(store: Store, place: Place) -> Guard:
-    """Return the guard of the bundle that lies in a place.
+    """Return the guard of the bundle that lies in a place, after a first run.
 
     Raises:
-        BundleError: It is not to be trusted, or known already not to be there.
+        BundleError: It is not to be trusted, known already not to be there, or answers nothing.
         ModelError: onnxruntime refuses a model.
     """
     if place.problem:
         raise BundleError(place.problem)
-    return store.open(place.folder)
+    guard = store.open(place.folder)
+    try_out(guard)
+    return guard
 
 
 def without_root(store: Store, text: str) -> str:

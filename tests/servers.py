@@ -41,6 +41,11 @@ class GatedModel:
         self.rows_run = []
         self.open.set()
 
+    def close(self):
+        """Hold the runs from now on, and forget those before."""
+        self.open.clear()
+        self.started, self.rows_run = threading.Semaphore(0), []
+
     def run(self, inputs, names):
         rows = check_inputs(inputs, self.inputs)["x"]
         self.started.release()

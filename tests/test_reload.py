@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import CLEAN, bounded_model, clean_scores, manifest, original_model, shifted_bundle
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from servers import TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard, wait_for
 
 from guard import Guard
@@ -87,13 +87,13 @@ def test_no_request_is_lost_while_bundles_change_under_load(server, root):
 
 def test_a_request_that_has_begun_is_finished_by_the_bundle_it_began_with(root):
     gate, guards = GatedModel(), []
-    gate.open.clear()
 
     def gated(folder):
         guards.append(tiny_guard(original=gate) if not guards else opened(folder))
         return guards[-1]
 
     with live(store=repository_store(root, gated)) as server:
+        gate.close()
         begun = server.rpc("ModelInfer").future(infer_request(CLEAN, model="m"), timeout=TIMEOUT_S)
         assert gate.started.acquire(timeout=TIMEOUT_S)
         waiting = server.rpc("ModelInfer").future(infer_request(CLEAN, model="m"), timeout=TIMEOUT_S)
@@ -110,9 +110,9 @@ def test_a_request_that_has_begun_is_finished_by_the_bundle_it_began_with(root):
 
 def test_a_request_that_has_begun_is_finished_after_its_model_is_unloaded(root):
     gate = GatedModel()
-    gate.open.clear()
     store = repository_store(root, lambda _: tiny_guard(original=gate))
     with live(store=store, model_control=ModelControl.EXPLICIT) as server:
+        gate.close()
         begun = server.rpc("ModelInfer").future(infer_request(CLEAN, model="m"), timeout=TIMEOUT_S)
         assert gate.started.acquire(timeout=TIMEOUT_S)
         server.call("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="m"))
@@ -213,6 +213,16 @@ def with_the_guards_name(folder):
     save_bundle(folder, replace(manifest(), output=output, logits="guard_flagged"), contents)
 
 
+def out_of_range():
+    """Return a model that opens, and fails in every run."""
+    model = onnx.load_from_string(original_model())
+    values = helper.make_tensor("places", TensorProto.INT64, [3], [9, 9, 9])
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("Constant", [], ["places"], value=values))
+    model.graph.node.append(helper.make_node("Gather", ["x", "places"], ["y"], axis=1))
+    return model.SerializeToString()
+
+
 def emptied(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -241,6 +251,7 @@ HOSTILE = {
     "huge": (lambda f: os.truncate(f / BOUNDED, 2**40), f"{BOUNDED} has {2**40} bytes"),
     "no model": (lambda f: resaved(f, **{BOUNDED: b"no model"}), "onnxruntime"),
     "another type": (lambda f: resaved(f, **{BOUNDED: bounded_model(TensorProto.DOUBLE)}), "bounded"),
+    "runs on nothing": (lambda f: resaved(f, **{BOUNDED: out_of_range()}), "answer none of three trial inputs"),
     "NaN scores": (lambda f: resaved(f, **{THRESHOLDS: pack_scores(clean_scores() * np.nan)}), "clean_scores"),
     "the guard's name": (with_the_guards_name, "which the guard adds"),
     "gone": (shutil.rmtree, "neither a bundle nor versions"),
