@@ -111,6 +111,16 @@ def test_flags_reach_the_server(bundle):
     assert "999" in words[2]
 
 
+def ask_with_tokens(port, credentials):
+    """Return the status of a call without a token, and make one with it."""
+    with channel_to(port, credentials) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        refused = call.future(b"", timeout=TIMEOUT_S).code()
+        sent = [("authorization", "Bearer 0123456789abcdef")]
+        call(infer_request(TRIGGERED, id="7").SerializeToString(), timeout=TIMEOUT_S, metadata=sent)
+    return refused
+
+
 def test_flags_of_operations_reach_the_server(bundle, tmp_path):
     authority = Authority(tmp_path)
     pair = authority.server()
@@ -119,11 +129,7 @@ def test_flags_of_operations_reach_the_server(bundle, tmp_path):
     written = ["--audit", tmp_path / "audit", "--audit-inputs", "--log-format", "json", "--otlp-endpoint", "http://h:9"]
     with process(bundle, *flags, *written) as (serving, ready):
         port = int(re.search(r":(\d+), metrics on https:", ready)[1])
-        with channel_to(port, authority.credentials()) as channel:
-            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-            assert call.future(b"", timeout=TIMEOUT_S).code() == grpc.StatusCode.UNAUTHENTICATED
-            sent = [("authorization", "Bearer 0123456789abcdef")]
-            call(infer_request(TRIGGERED, id="7").SerializeToString(), timeout=TIMEOUT_S, metadata=sent)
+        assert ask_with_tokens(port, authority.credentials()) == grpc.StatusCode.UNAUTHENTICATED
         serving.terminate()
         logged = serving.communicate(timeout=TIMEOUT_S)[1]
     assert "inputs" in json.loads((tmp_path / "audit").read_text())

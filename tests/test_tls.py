@@ -122,6 +122,21 @@ def test_a_certificate_without_its_key_yet_leaves_the_old_pair_in_use(authority,
     assert tls.current().key == new_key
 
 
+def test_a_secret_that_is_switched_over_as_kubernetes_does_is_read_again(tmp_path):
+    authorities = []
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        authorities.append(Authority(tmp_path / version))
+        authorities[-1].server()
+    (tmp_path / "data").symlink_to("one")
+    paths = {"tls_cert": tmp_path / "data" / "server.crt", "tls_key": tmp_path / "data" / "server.key"}
+    tls = open_tls(Security(**paths))
+    old = tls.current()
+    (tmp_path / "next").symlink_to("two")
+    (tmp_path / "next").replace(tmp_path / "data")
+    assert tls.current().key == (tmp_path / "two" / "server.key").read_bytes() != old.key
+
+
 def test_a_file_that_vanished_leaves_the_last_value(tmp_path, caplog):
     path = tmp_path / "value"
     path.write_text("one")
