@@ -18,7 +18,7 @@ class RotatingFile:
     was moved away, or could not be had for a while, is made again.
 
     Args:
-        path: The file. Full ones become path.1 (the youngest), path.2 and so on.
+        path: The file, or a link to it. Full ones become path.1 (the youngest), path.2 and so on.
         max_bytes: Of one file. What is no regular file is never put aside.
         n_files: How many are kept, the one that is written to among them.
 
@@ -27,6 +27,7 @@ class RotatingFile:
     """
 
     def __init__(self, path: Path, *, max_bytes: int, n_files: int) -> None:
+        path = _target(path)
         self._path = path
         self._max_bytes = max_bytes
         self._files = [path, *(path.with_name(f"{path.name}.{i}") for i in range(1, n_files))]
@@ -82,6 +83,12 @@ class RotatingFile:
 def _open(path: Path) -> int:
     # Without O_NONBLOCK, which Windows lacks, a pipe that nobody reads would hold the server up.
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), _OWNER_ONLY)
+
+
+def _target(path: Path) -> Path:
+    """Return what a link leads to, so that never the link is put aside; /dev/stdout may lead to a pipe with no path."""
+    target = path.resolve()
+    return target if target.exists() else path
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

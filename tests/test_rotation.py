@@ -54,6 +54,15 @@ def test_a_file_that_was_moved_away_is_made_again(tmp_path):
     assert files(tmp_path) == {"a": b"2\n", "moved": b"1\n"}
 
 
+def test_of_a_link_it_is_the_file_that_is_put_aside(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "files" / "a")
+    write(tmp_path / "link", [b"1\n", b"2\n"], max_bytes=2, n_files=2)
+    assert files(tmp_path / "files") == {"a": b"2\n", "a.1": b"1\n"}
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_only_the_owner_may_read_it(tmp_path):
     write(tmp_path / "a", [b"1\n"], max_bytes=99, n_files=2)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
