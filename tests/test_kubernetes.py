@@ -145,6 +145,10 @@ def test_the_monitor_finds_the_service_and_gives_the_job_that_rules_look_for():
     assert f'job="{job}"' in (ROOT / "deploy/prometheus/rules.yml").read_text()
 
 
+def test_the_image_tells_nobody_of_its_use():
+    assert "ORT_DISABLE_TELEMETRY=1" in (FOLDER / "Dockerfile").read_text()
+
+
 def test_the_image_installs_extras_that_exist_and_neither_torch_nor_onnx():
     text = (FOLDER / "Dockerfile").read_text()
     extras = re.search(r"/source\[([a-z,]+)\]", text)[1].split(",")

@@ -20,8 +20,8 @@ def main() -> None:
     parser.add_argument("config", metavar="FILE", type=Path, help="such as deploy/ray/serve_config.yaml")
     parser.add_argument("--num-cpus", metavar="N", type=int, default=os.cpu_count(), help="that replicas may take")
     options = parser.parse_args()
-    # Read by Ray when it is imported.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Read by Ray when it is imported, and by onnxruntime in the replicas: nobody else is told of what runs here.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "ORT_DISABLE_TELEMETRY": "1"}
     import ray  # noqa: PLC0415
     from ray.serve.scripts import cli  # noqa: PLC0415
 
