@@ -1,5 +1,6 @@
 """A channel to another v2 server, and how bytes pass through it: metadata, deadlines, cancellation, statuses."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ _OPTIONS = (
 
 _OF_THIS_CONNECTION = ("content-type", "host", "te", "user-agent")
 _DETAILS = "grpc-status-details-bin"
+_SOON_S = 0.05
+"""How long after a call's first message its end may come for the message to be taken as the only one."""
+
 _UNREACHED = ("failed to connect to all addresses", "DNS resolution failed", "empty address list")
 """How gRPC's own words begin where it found no server; they name addresses, which are nobody's business."""
 
@@ -107,7 +111,12 @@ class Upstream:
         Raises:
             UpstreamError: It was refused, or there is no upstream.
         """
-        call = self._channel.stream_stream(method)(requests, timeout=self._timeout(caller), metadata=caller.metadata)
+        first, others = await _one_or_more(requests)
+        options = {"timeout": self._timeout(caller), "metadata": caller.metadata}
+        if others is None:
+            call = self._channel.unary_stream(method)(first, **options)
+        else:
+            call = self._channel.stream_stream(method)(others, **options)
         try:
             await _send(context, _onward(await call.initial_metadata()))
             async for answer in call:
@@ -181,6 +190,41 @@ def _onward(metadata: Metadata | None) -> Metadata:
         for key, value in metadata or ()
         if key == _DETAILS or not (key in _OF_THIS_CONNECTION or key.startswith((":", "grpc-")))
     )
+
+
+async def _one_or_more(requests: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes] | None]:
+    """Return the first message, and all of them unless it is known to be the only one.
+
+    Where an upstream refuses a stream at once, gRPC may not be able to write to it any more, and takes that for the
+    error. A single message is not sent as a stream, so that this does not happen to calls with one, which are most.
+    """
+    first = await anext(requests, None)
+    if first is None:
+        return b"", requests
+    second = asyncio.ensure_future(anext(requests, None))
+    # Looked at here, because the caller may leave before anybody waits for it.
+    second.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        await asyncio.wait({second}, timeout=_SOON_S)
+    except asyncio.CancelledError:
+        second.cancel()
+        raise
+    if second.done() and second.result() is None:
+        return first, None
+    return first, _chained(first, second, requests)
+
+
+async def _chained(
+    first: bytes, second: asyncio.Future[bytes | None], others: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        if (message := await second) is not None:
+            yield message
+            async for another in others:
+                yield another
+    finally:
+        second.cancel()
 
 
 def _refused(error: grpc.aio.AioRpcError) -> UpstreamError:

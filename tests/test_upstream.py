@@ -1,5 +1,7 @@
 """In front of another server: its answers guarded, everything else as it was sent, and its troubles survived."""
 
+import queue
+
 import grpc
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from bundles import CLEAN, CORRECTED, TRIGGERED
 from detectors import detecting_bundle
 from servers import SERVICE, TIMEOUT_S, GatedModel, infer_request, live, tensors, tiny_guard, wait_for
 from test_serving import PROBES
-from upstreams import DETAILS, plain, relu
+from upstreams import DETAILS, MISSING, plain, relu
 
 from guard import Guard
 from serving._pb import open_inference_pb2 as pb
@@ -151,6 +153,34 @@ def test_calls_that_nobody_here_knows_pass_as_bytes_of_any_number(front, upstrea
     stream = front.channel.stream_stream(f"/{SERVICE}/LogSettings")
     assert list(stream(iter([b"a", b"", b"c"]), timeout=TIMEOUT_S)) == [b"a!", b"!", b"c!"]
     assert [name for name, _ in upstream.asked] == ["FromTheFuture", "LogSettings"]
+
+
+def test_what_the_upstream_does_not_have_is_refused_in_its_words(front):
+    for _ in range(20):
+        error = raw(front, MISSING).future(b"x", timeout=TIMEOUT_S).exception()
+        assert (error.code(), error.details()) == (Code.UNIMPLEMENTED, "Method not found!")
+
+
+def test_a_stream_that_waits_for_answers_between_its_messages_gets_them(front):
+    asked = queue.SimpleQueue()
+    answers = front.channel.stream_stream(f"/{SERVICE}/Chat")(iter(asked.get, None), timeout=TIMEOUT_S)
+    for message in (b"a", b"b"):
+        asked.put(message)
+        assert next(answers) == message + b"!"
+    asked.put(None)
+    assert list(answers) == []
+
+
+def test_a_stream_that_the_client_leaves_ends_at_the_upstream_too(front, upstream):
+    upstream.ended.clear()
+    asked = queue.SimpleQueue()
+    asked.put(b"a")
+    answers = front.channel.stream_stream(f"/{SERVICE}/Chat")(iter(asked.get, None), timeout=TIMEOUT_S)
+    assert next(answers) == b"a!"
+    assert not upstream.ended.is_set()
+    answers.cancel()
+    assert upstream.ended.wait(TIMEOUT_S)
+    asked.put(None)
 
 
 @pytest.mark.parametrize("method", [f"{SERVICE}/ModelInferAsync", f"{SERVICE}/x%49y", "other.Service/ModelInfer"])

@@ -14,8 +14,9 @@ from servers import SERVICE, TIMEOUT_S
 from serving._pb import open_inference_pb2 as pb
 from serving.config import UpstreamSettings
 
-__all__ = ["Plain", "plain", "relu"]
+__all__ = ["DETAILS", "MISSING", "Plain", "plain", "relu"]
 
+MISSING = "Missing"
 DETAILS = ("grpc-status-details-bin", b"\x08\x05why")
 
 
@@ -58,13 +59,14 @@ class Plain:
 
     def service(self, details: Any) -> grpc.RpcMethodHandler | None:
         service, name = details.method.lstrip("/").split("/")
-        if service != SERVICE:
+        if service != SERVICE or name == MISSING:
             return None
         if not hasattr(self, name):
             return grpc.stream_stream_rpc_method_handler(lambda requests, context: self.echo(name, requests, context))
         return grpc.unary_unary_rpc_method_handler(lambda content, context: self.unary(name, content, context))
 
     def note(self, name: str, content: bytes, context: grpc.ServicerContext) -> None:
+        context.add_callback(self.ended.set)
         self.asked.append((name, content))
         self.metadata = list(context.invocation_metadata())
         self.remaining_s.append(context.time_remaining())
@@ -72,7 +74,6 @@ class Plain:
         context.set_trailing_metadata((("to-the-end", "last"), *((DETAILS,) if self.refusal else ())))
 
     def unary(self, name: str, content: bytes, context: grpc.ServicerContext) -> bytes:
-        context.add_callback(self.ended.set)
         self.note(name, content, context)
         self.began.release()
         assert self.open.wait(TIMEOUT_S)
