@@ -119,6 +119,7 @@ class OrtModel:
 def _open_session(model: bytes, label: str, threads: int, provider: str) -> ort.InferenceSession:
     if provider not in ort.get_available_providers():
         raise ModelError(f"onnxruntime has no {provider} here; it has {', '.join(ort.get_available_providers())}")
+    ort.disable_telemetry_events()  # a guard tells nobody what it guards
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
