@@ -41,7 +41,9 @@ def measure(out: Path, *, seconds: float = SECONDS, rounds: int = ROUNDS, peers:
     bundle = folder / "cost"
     if not bundle.exists():
         fitted_bundle(write_resnet18(folder / "model.onnx"), folder)
-    servers = [ours(bundle), ours(bundle, name="the same server, guard off", guarded=False)]
+    cores = str(len(os.sched_getaffinity(0)))
+    spread = ours(bundle, name="guarded, a worker per core", flags=["--workers", cores, "--threads", "1"])
+    servers = [ours(bundle), spread, ours(bundle, name="the same server, guard off", guarded=False)]
     if peers:
         made = out.parent / "peers"
         made.mkdir(exist_ok=True)

@@ -43,6 +43,7 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
         rest_port=options.rest_port,
         on_flag=OnFlag(options.on_flag),
         expose_scores=options.expose_scores,
+        n_workers=options.workers,
         model_control=ModelControl(options.model_control),
         security=security(options),
         audit=audit_settings(options),
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--expose-scores", action="store_true", help="answer with p-values too")
     parser.add_argument("--device", choices=sorted(PROVIDERS), default="cpu", help="where the models run")
+    parser.add_argument("--workers", type=_from_one, default=1, metavar="N", help="batches that run at once")
     parser.add_argument("--threads", type=_from_one, metavar="N", help="threads of one model run; None: all cores")
     for flag, default, meaning in (
         ("--max-message-bytes", limits.max_message_bytes, "longest request"),

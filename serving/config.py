@@ -123,6 +123,7 @@ class ServerConfig:
         rest_port: For REST; 0: any free one, None: there is none.
         on_flag: What a client gets when the guard speaks up.
         expose_scores: Whether responses carry p-values.
+        n_workers: Batches that one model runs at once.
         model_control: Whether clients may load and unload models.
         limits: What the server takes on.
         upstream: Who runs the original; None: this server does.
@@ -137,6 +138,7 @@ class ServerConfig:
     rest_port: int | None = None
     on_flag: OnFlag = OnFlag.CORRECT
     expose_scores: bool = False
+    n_workers: int = 1
     model_control: ModelControl = ModelControl.NONE
     limits: Limits = field(default_factory=Limits)
     upstream: UpstreamSettings | None = None

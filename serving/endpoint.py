@@ -107,6 +107,7 @@ class Endpoint:
             max_batch_rows=config.limits.max_batch_rows,
             max_queue_rows=config.limits.max_queue_rows,
             max_queue_delay_s=config.limits.max_queue_delay_s,
+            n_workers=config.n_workers,
             clock=clock,
             on_change=metrics.load_of(self.name),
         )

@@ -113,6 +113,16 @@ def test_a_caller_who_hangs_up_during_a_shared_run_takes_nobody_along(gate):
         assert gate.rows_run == [1, 1]
 
 
+def test_as_many_batches_run_at_once_as_there_are_workers(gate):
+    with live(tiny_guard(original=gate), n_workers=2) as server:
+        crowd = Crowd(server, gate)
+        beside = crowd.send(TRIGGERED)
+        assert gate.started.acquire(timeout=TIMEOUT_S)
+        crowd.go()
+        assert tensors(crowd.ahead.result())["y"] == CLEAN.tolist()
+        assert tensors(beside.result())["guard_flagged"] == [True]
+
+
 def test_too_many_rows_are_refused_by_their_claim_before_they_wait(gate):
     huge = infer_request(CLEAN)
     huge.inputs[0].shape[0] = 10**15
