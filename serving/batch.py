@@ -19,7 +19,8 @@ Decode = Callable[[], Arrays]
 
 Run = Callable[[Arrays], Callable[[slice, str], A]]
 """Answers arrays (N, ...) by name: returns what gives the answer to a slice of the rows and the name of their request,
-or refuses that slice alone by raising. Where the run itself raises, every request in it fails with that."""
+or refuses that slice alone by raising. Where a run that requests share raises, each half of them is run by itself, so
+that a request which no model can run fails alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,14 @@ def _run_group(
     try:
         answer = run(_join([part.arrays for part in parts]))
     except Exception as error:  # noqa: BLE001 - nothing of a failed run is let through
-        return {part.index: error for part in parts}
+        if len(parts) == 1:
+            return {parts[0].index: error}
+        middle = len(parts) // 2
+        return {
+            index: outcome
+            for half in (parts[:middle], parts[middle:])
+            for index, outcome in _run_group(half, names, run, started, clock).items()
+        }
     run_s = clock() - began
     outcomes: dict[int, Outcome[A]] = {}
     end, leads = 0, True

@@ -17,7 +17,7 @@ from serving.errors import DeadlineError, FlaggedError, OverloadedError
 
 
 class Doubler:
-    """A model in numpy, y = 2 x, whose runs wait for a permit; it fails when told to and never answers -1."""
+    """A model in numpy, y = 2 x, whose runs wait for a permit; it fails when told to or at 13, and never answers -1."""
 
     def __init__(self):
         self.permits, self.started = threading.Semaphore(0), threading.Semaphore(0)
@@ -26,7 +26,7 @@ class Doubler:
     def __call__(self, arrays):
         self.started.release()
         assert self.permits.acquire(timeout=TIMEOUT_S)
-        if self.broken:
+        if self.broken or (arrays["x"] == 13).any():
             self.failed += arrays["x"][:, 0].tolist()
             raise ModelError("broken")
         self.runs.append(arrays["x"][:, 0].tolist())
@@ -179,12 +179,28 @@ def test_a_run_that_fails_fails_all_its_requests_and_the_next_one_is_answered():
         await tasks[0]
         await scene.begun()
         scene.model.broken = True
-        scene.model.permits.release()
+        scene.model.permits.release(3)
         assert [type(e) for e in await asyncio.gather(*tasks[1:], return_exceptions=True)] == [ModelError] * 2
+        assert scene.model.failed == [1, 2, 1, 2]
         scene.model.broken = False
         scene.model.permits.release()
         assert await values(await send(batcher, 3)) == [doubled(3)]
         assert scene.model.runs == [[0], [3]]
+        await batcher.close()
+
+    play(main())
+
+
+def test_a_request_that_no_model_can_run_fails_alone():
+    async def main():
+        scene = Scene()
+        batcher = scene.batcher()
+        tasks = [await send(batcher, value) for value in (0, 1, 13, 2, 3)]
+        scene.model.permits.release(9)
+        first, second, bad, *others = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [o.value for o in (first, second, *others)] == [doubled(v) for v in (0, 1, 2, 3)]
+        assert type(bad) is ModelError
+        assert scene.model.runs == [[0], [1], [2, 3]]
         await batcher.close()
 
     play(main())
