@@ -47,7 +47,7 @@ def stated_rows(request: pb.ModelInferRequest) -> Stated:
     shapes = [tensor.shape for tensor in request.inputs]
     if not all(0 < len(shape) <= _MAX_STATED for shape in shapes):
         return Stated(0, None)
-    return Stated(shapes[0][0], tuple(tuple(shape[1:]) for shape in shapes))
+    return Stated(max(shape[0] for shape in shapes), tuple(tuple(shape[1:]) for shape in shapes))
 
 
 def decode_inputs(request: pb.ModelInferRequest, expected: Sequence[TensorSpec]) -> dict[str, Array]:
